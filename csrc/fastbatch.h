@@ -1,0 +1,178 @@
+/* fastbatch: the only header Cython reads.
+ *
+ * Shapes: B batch rows, I inputs, O outputs, N parameters, S slots. Row-major. Element type: the table's dtype.
+ * Offsets into the parameters and the arena are in bytes, -1 meaning absent; leading dimensions are in elements.
+ */
+#ifndef FASTBATCH_H
+#define FASTBATCH_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* [dense] [activation] [dropout]; laid out by fastbatch/plan.py, STAGE_FIELDS in the same order. */
+typedef struct fb_stage {
+    int64_t inputs, outputs;
+    int64_t w, b;              /* into the parameters; b lies right behind w, as row I of it */
+    int64_t activation;        /* row of activations.def */
+    int64_t threshold, layer;  /* dropout keeps a byte below threshold; 256 keeps all */
+    int64_t x, x_ld;           /* input rows; x of stage 0 is the gather's target */
+    int64_t out, out_ld;       /* what the next stage reads; z, a, saved and dz have the same leading dimension */
+    int64_t z, a;              /* where product and activation go; any of z, a, out may be the same memory */
+    int64_t saved;             /* what the slope reads: z, a or nothing */
+    int64_t dz;
+    int64_t wt, wt_ld;         /* transposed copy of w, (O, I), where an earlier stage needs dx */
+} fb_stage;
+
+typedef struct fb_loss {
+    int kind;                  /* row of losses.def */
+    double parameter;
+    const void *per_output;    /* (O,) or NULL */
+} fb_loss;
+
+#define FB_MAX_HYPER 8
+#define FB_MAX_CONSTANTS 8
+
+typedef struct fb_optimizer {
+    int rule;                  /* row of optimizers.def */
+    double hyper[FB_MAX_HYPER];
+} fb_optimizer;
+
+/* A stretch of parameters and what updates them: p, slots and g are moved along together. */
+typedef struct fb_slice {
+    void *p;                   /* (n,) */
+    const void *g;             /* (n,) gradient sum; `scale` makes it a gradient */
+    void *slots;               /* slot s of the stretch starts at slots + s * slot_stride elements */
+    int64_t slot_stride;
+    int64_t n;
+} fb_slice;
+
+/* One table per target and dtype. Nothing here allocates, locks or fails. */
+typedef struct fb_kernels {
+    const char *target, *dtype;
+    int lanes, tile_rows, tile_vectors;
+    int64_t size;              /* bytes of an element */
+
+    /* dst (rows, width) <- src rows index[0..rows) or, without index, 0..rows; src_stride in bytes */
+    void (*gather)(int64_t rows, int64_t width, const char *src, int64_t src_stride, const int64_t *index, void *dst,
+                   int64_t dst_ld);
+    /* dst (rows, width) <- one-hot rows of labels; share[r] *= per_output[label] where given */
+    void (*one_hot)(int64_t rows, int64_t width, const int64_t *labels, const int64_t *index, const void *per_output,
+                    void *dst, int64_t dst_ld, double *share);
+    /* z (B, O) = x w + b; a = activation(z), which may be the same memory. 2BIO flops.
+     * |error of z| <= gamma(I + 1) (|x| |w| + |b|), gamma(n) = n u / (1 - n u), for any target. */
+    void (*dense_forward)(int64_t rows, int64_t inputs, int64_t outputs, const void *x, int64_t x_ld, const void *w,
+                          const void *b, int activation, void *z, void *a, int64_t out_ld);
+    /* a = activation(z), and dz *= slope(saved) */
+    void (*activate)(int activation, int64_t rows, int64_t width, const void *z, int64_t z_ld, void *a, int64_t a_ld);
+    void (*slope)(int activation, int64_t rows, int64_t width, const void *saved, void *dz, int64_t ld);
+    /* dx (B, I) = dz wt, wt (O, I) with readable rows of wt_ld elements. 2BIO flops. */
+    void (*dense_backward_rows)(int64_t rows, int64_t inputs, int64_t outputs, const void *dz, int64_t dz_ld,
+                                const void *wt, int64_t wt_ld, void *dx, int64_t dx_ld);
+    /* Rows [begin, end) of dw += x^T dz, row I being db += the column sums of dz. 2B(end - begin)O flops.
+     * `dz_padded`: whole vectors of dz may be read at the end of a row. */
+    void (*dense_backward_weights)(int64_t batch, int64_t inputs, int64_t outputs, const void *x, int64_t x_ld,
+                                   const void *dz, int64_t dz_ld, int dz_padded, int64_t begin, int64_t end, void *dw,
+                                   void *db);
+    /* The same sums, met by the optimizer while in L1, instead of written; `slice` is that of row 0 of w. */
+    void (*dense_update)(int64_t batch, int64_t inputs, int64_t outputs, const void *x, int64_t x_ld, const void *dz,
+                         int64_t dz_ld, int64_t begin, int64_t end, int rule, const double *constants, double scale,
+                         fb_slice slice, void *wt, int64_t wt_ld);
+    /* wt (O, I) <- columns [begin, end) from rows [begin, end) of w (I, O) */
+    void (*transpose)(int64_t outputs, const void *w, int64_t begin, int64_t end, void *wt, int64_t wt_ld);
+    /* dst = src where kept, scaled by 256 / threshold, else 0; rows are first_row .. of the logical batch */
+    void (*dropout)(int64_t rows, int64_t width, const void *src, void *dst, int64_t ld, uint64_t seed, uint32_t update,
+                    uint32_t layer, int64_t first_row, int64_t threshold);
+    /* da (B, O) = gradient of the loss sum; row_loss[r] = weight[r] * loss of row r. y is (B, O), weight is a factor. */
+    void (*loss)(const fb_loss *loss, int64_t rows, int64_t outputs, const void *a, int64_t a_ld, const void *y,
+                 int64_t y_ld, const double *weight, void *da, int64_t da_ld, double *row_loss);
+    void (*update)(int rule, const double *constants, double scale, fb_slice slice);
+    /* Largest magnitude in (rows, width) as bits, ordered like the magnitudes with Inf and NaN on top. */
+    uint64_t (*peak)(int64_t rows, int64_t width, const void *x, int64_t ld);
+    double (*peak_value)(uint64_t bits);
+    double limit;              /* largest finite element */
+} fb_kernels;
+
+/* -- registries (registry.c): names in row order, NULL at the end --------------------------------------------------- */
+extern const char *const fb_activation_names[];
+extern const char *const fb_loss_names[];
+extern const char *const fb_optimizer_names[];
+extern const char *const fb_optimizer_hyper[];  /* comma-separated names, in the order of fb_optimizer.hyper */
+extern const int fb_optimizer_slots[];
+void fb_prepare(const fb_optimizer *optimizer, double lr, int64_t t, double *constants);
+
+/* -- targets (dispatch.c) ------------------------------------------------------------------------------------------- */
+typedef struct fb_target {
+    const char *name;
+    int usable;
+    const fb_kernels *f32;
+} fb_target;
+/* Best last; NULL name at the end. */
+const fb_target *fb_targets(void);
+const fb_target *fb_find_target(const char *name);
+
+/* -- programs (run.c) ----------------------------------------------------------------------------------------------- */
+typedef struct fb_network {
+    const fb_kernels *kernels;
+    const fb_stage *stages;
+    int64_t stage_count;
+    char *parameters;
+    int64_t parameter_count;
+    char *slots;               /* (S, N) */
+    int64_t *steps;            /* updates made; run and update count here */
+    uint64_t seed;
+    fb_loss loss;
+    fb_optimizer optimizer;
+    int64_t y, row_loss, row_weight, row_share, gradient; /* arena offsets */
+} fb_network;
+
+typedef struct fb_feed {
+    const char *x;
+    int64_t x_stride;          /* bytes */
+    const char *y;             /* (n, O) elements, or NULL */
+    int64_t y_stride;
+    const int64_t *labels;     /* (n,) instead of y */
+    const double *weight;      /* (n,) or NULL */
+    const int64_t *order;      /* (rows,) or NULL for 0 .. rows-1 */
+    int64_t rows, batch;
+    char *outputs;             /* (rows, O) or NULL */
+} fb_feed;
+
+typedef struct fb_sums { double loss, weight; } fb_sums;
+
+enum { FB_OK, FB_LOSS_NOT_FINITE, FB_GRADIENT_NOT_FINITE };
+
+typedef struct fb_outcome {
+    int64_t next;              /* first step not made */
+    int status;
+    double value;              /* mean loss of the failing step */
+    int threads;               /* that ran */
+} fb_outcome;
+
+/* Steps [first, last) of one pass over the feed; stops between steps once budget_ns have passed. */
+fb_outcome fb_run(const fb_network *net, char *arena, const fb_feed *feed, int64_t first, int64_t last, double lr,
+                  int64_t budget_ns, int threads, fb_sums *sums);
+/* gradient (N,) += sums over all rows of the feed as one batch whose first logical row is first_row. */
+fb_sums fb_accumulate(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, char *gradient,
+                      int threads);
+/* Outputs (rows, O) of a training forward; what backward needs stays in the arena. */
+void fb_forward(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, int training, int threads);
+/* gradient += from dz (rows, O), after fb_forward with training on the same feed. */
+void fb_backward(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, const char *dz,
+                 int64_t dz_stride, char *gradient, int threads);
+/* One update from scale * gradient; FB_GRADIENT_NOT_FINITE changes nothing. */
+int fb_update(const fb_network *net, const char *gradient, double scale, double lr, int threads);
+/* Forward without training in blocks of `block` rows; one arena of arena_bytes per thread. */
+void fb_predict(const fb_network *net, char *arena, int64_t arena_bytes, int64_t block, const fb_feed *feed,
+                int threads);
+
+/* order (n,) <- Fisher-Yates shuffle of 0 .. n-1 (order.c; fastbatch/ops/random.py is the specification) */
+void fb_permutation(int64_t n, uint64_t seed, uint32_t epoch, int64_t *order);
+
+/* -- threads (pool.c) ----------------------------------------------------------------------------------------------- */
+typedef void (*fb_task)(void *context, int thread, int threads);
+/* Runs task on up to `threads` threads, the caller being thread 0; fewer when the pool is in use or cannot grow. */
+int fb_parallel(fb_task task, void *context, int threads);
+/* All threads of the running task; may be called any number of times. */
+void fb_wait_for_all(int threads);
+
+#endif

@@ -1,0 +1,488 @@
+/* Walks steps, stages and phases. No arithmetic on data of its own: every number is touched through the kernel table.
+ *
+ * A step has two phases. Phase A by batch rows: gather, forward, loss, deltas of all stages; rows are independent, so
+ * there is no barrier between stages. Phase B by rows of the weights: dw over the whole batch, met by the optimizer.
+ * A barrier follows each. Whether a step may update is known after phase A (DESIGN.md, D5).
+ */
+#define _GNU_SOURCE
+#include "fastbatch.h"
+#include "simd/fpmode.h"
+
+#include <string.h>
+#include <time.h>
+
+enum { MAX_THREADS = 64 };
+
+typedef struct lane { /* what one thread tells the others; a cache line each */
+    double bound;     /* on any element of the gradient sum over its rows */
+    int bad;
+    char pad[64 - sizeof(double) - sizeof(int)];
+} lane;
+
+typedef struct frame {
+    const fb_network *net;
+    const fb_kernels *k;
+    const fb_feed *feed;
+    char *arena;
+    int64_t first_dense;
+    int training;
+    lane *lanes;      /* one per thread; written before a barrier, read after it */
+    /* fb_run */
+    int64_t first, last, deadline;
+    double lr;
+    fb_sums sums;
+    fb_outcome outcome;
+    int stop;
+    /* fb_accumulate, fb_forward, fb_backward, fb_update, fb_predict */
+    int64_t first_row, dz_stride, arena_bytes, block;
+    const char *dz;
+    char *gradient;
+    double scale;
+} frame;
+
+typedef struct range { int64_t begin, end; } range;
+
+static int64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
+}
+
+/* Thread t's share of n items, cut at multiples of `unit` so that no tile is split. */
+static range share(int64_t n, int64_t unit, int t, int threads)
+{
+    const int64_t units = (n + unit - 1) / unit;
+    range r = {units * t / threads * unit, units * (t + 1) / threads * unit};
+    return (range){r.begin < n ? r.begin : n, r.end < n ? r.end : n};
+}
+
+static frame make_frame(const fb_network *net, char *arena, const fb_feed *feed)
+{
+    frame f = {.net = net, .k = net->kernels, .feed = feed, .arena = arena, .training = 1};
+    while (net->stages[f.first_dense].w < 0) f.first_dense++;
+    return f;
+}
+
+static int64_t weight_rows(const fb_stage *s) { return s->inputs + (s->b >= 0); }
+
+/* -- phase A -------------------------------------------------------------------------------------------------------- */
+
+/* The input of stage k for batch row r. Rows used in order are read where they lie. */
+static const char *stage_input(const frame *f, const char *arena, int64_t k, int64_t base, int64_t r, int64_t *ld)
+{
+    const fb_stage *s = &f->net->stages[k];
+    if (k == 0 && !f->feed->order) {
+        *ld = f->feed->x_stride / f->k->size;
+        return f->feed->x + (base + r) * f->feed->x_stride;
+    }
+    *ld = s->x_ld;
+    return arena + s->x + r * s->x_ld * f->k->size;
+}
+
+/* Batch rows [rows.begin, rows.end) of the batch that starts at row `base` of the pass. */
+static void forward(const frame *f, char *arena, int64_t base, range rows, uint32_t update)
+{
+    const fb_network *net = f->net;
+    const fb_kernels *k = f->k;
+    const fb_feed *feed = f->feed;
+    const int64_t n = rows.end - rows.begin;
+    if (feed->order)
+        k->gather(n, net->stages[0].inputs, feed->x, feed->x_stride, feed->order + base + rows.begin,
+                  arena + net->stages[0].x + rows.begin * net->stages[0].x_ld * k->size, net->stages[0].x_ld);
+    for (int64_t i = 0; i < net->stage_count; i++) {
+        const fb_stage *s = &net->stages[i];
+        const int64_t skip = rows.begin * s->out_ld * k->size;
+        char *a = arena + s->a + skip, *out = arena + s->out + skip;
+        int64_t ld;
+        const char *x = stage_input(f, arena, i, base, rows.begin, &ld);
+        if (s->w >= 0)
+            k->dense_forward(n, s->inputs, s->outputs, x, ld, net->parameters + s->w,
+                             s->b >= 0 ? net->parameters + s->b : NULL, (int)s->activation, arena + s->z + skip, a,
+                             s->out_ld);
+        else
+            k->activate((int)s->activation, n, s->outputs, x, ld, a, s->out_ld);
+        if (f->training && s->threshold < 256)
+            k->dropout(n, s->outputs, a, out, s->out_ld, net->seed, update, (uint32_t)s->layer,
+                       f->first_row + rows.begin, s->threshold);
+    }
+    if (feed->outputs) {
+        const fb_stage *s = &net->stages[net->stage_count - 1];
+        k->gather(n, s->outputs, arena + s->out + rows.begin * s->out_ld * k->size, s->out_ld * k->size, NULL,
+                  feed->outputs + (base + rows.begin) * s->outputs * k->size, s->outputs);
+    }
+}
+
+/* Loss of each row and dz of the last stage. */
+static void losses(const frame *f, int64_t base, range rows)
+{
+    const fb_network *net = f->net;
+    const fb_kernels *k = f->k;
+    const fb_feed *feed = f->feed;
+    const fb_stage *s = &net->stages[net->stage_count - 1];
+    const int64_t n = rows.end - rows.begin, skip = rows.begin * s->out_ld * k->size;
+    const int64_t *index = feed->order ? feed->order + base + rows.begin : NULL;
+    const int64_t start = feed->order ? 0 : base + rows.begin;
+    char *y = f->arena + net->y + skip;
+    double *weight = (double *)(f->arena + net->row_weight) + rows.begin;
+    double *part = (double *)(f->arena + net->row_share) + rows.begin;
+    for (int64_t r = 0; r < n; r++) part[r] = weight[r] = feed->weight ? feed->weight[index ? index[r] : start + r] : 1;
+    if (feed->labels)
+        k->one_hot(n, s->outputs, feed->labels + start, index, net->loss.per_output, y, s->out_ld, part);
+    else
+        k->gather(n, s->outputs, feed->y + start * feed->y_stride, feed->y_stride, index, y, s->out_ld);
+    double *row_loss = (double *)(f->arena + net->row_loss) + rows.begin;
+    k->loss(&net->loss, n, s->outputs, f->arena + s->out + skip, s->out_ld, y, s->out_ld, weight, f->arena + s->dz + skip,
+            s->out_ld, row_loss);
+}
+
+/* Deltas of all stages from dz of the last, down to the first dense stage, which asks for no dx. */
+static void backward(const frame *f, range rows, uint32_t update)
+{
+    const fb_network *net = f->net;
+    const fb_kernels *k = f->k;
+    const int64_t n = rows.end - rows.begin;
+    for (int64_t i = net->stage_count - 1;; i--) {
+        const fb_stage *s = &net->stages[i];
+        const int64_t skip = rows.begin * s->out_ld * k->size;
+        char *dz = f->arena + s->dz + skip;
+        if (s->threshold < 256)
+            k->dropout(n, s->outputs, dz, dz, s->out_ld, net->seed, update, (uint32_t)s->layer,
+                       f->first_row + rows.begin, s->threshold);
+        if (s->saved >= 0) k->slope((int)s->activation, n, s->outputs, f->arena + s->saved + skip, dz, s->out_ld);
+        if (i == f->first_dense) return;
+        const fb_stage *below = s - 1;
+        char *dx = f->arena + below->dz + rows.begin * below->out_ld * k->size;
+        if (s->w >= 0)
+            k->dense_backward_rows(n, s->inputs, s->outputs, dz, s->out_ld, f->arena + s->wt, s->wt_ld, dx,
+                                   below->out_ld);
+        else
+            k->gather(n, s->outputs, dz, s->out_ld * k->size, NULL, dx, below->out_ld);
+    }
+}
+
+/* |sum_b x dz| <= rows max|x| max|dz| for every dw of every stage, and the same with x = 1 for db. */
+static double gradient_bound(const frame *f, int64_t base, range rows)
+{
+    const fb_kernels *k = f->k;
+    const int64_t n = rows.end - rows.begin;
+    double most = 0;
+    for (int64_t i = f->first_dense; i < f->net->stage_count && n; i++) {
+        const fb_stage *s = &f->net->stages[i];
+        if (s->w < 0) continue;
+        int64_t ld;
+        const char *x = stage_input(f, f->arena, i, base, rows.begin, &ld);
+        double px = k->peak_value(k->peak(n, s->inputs, x, ld));
+        double pd = k->peak_value(k->peak(n, s->outputs, f->arena + s->dz + rows.begin * s->out_ld * k->size, s->out_ld));
+        double bound = (double)n * (px < 1 ? 1 : px) * pd;
+        if (!(bound <= most)) most = bound; /* a NaN stays */
+    }
+    return most;
+}
+
+static int all_finite(const double *x, int64_t n)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += x[i] - x[i]; /* 0 for a number, NaN for Inf and NaN */
+    return sum == 0;
+}
+
+/* Every thread sums all rows in row order: the same bits for all of them, and for any number of them. */
+static double total_weight(const frame *f, int64_t rows)
+{
+    const double *part = (const double *)(f->arena + f->net->row_share);
+    if (!f->feed->weight && !(f->feed->labels && f->net->loss.per_output)) return (double)rows;
+    double total = 0;
+    for (int64_t r = 0; r < rows; r++) total += part[r];
+    return total;
+}
+
+static double total_loss(const frame *f, int64_t rows)
+{
+    const double *row_loss = (const double *)(f->arena + f->net->row_loss);
+    double total = 0;
+    for (int64_t r = 0; r < rows; r++) total += row_loss[r];
+    return total;
+}
+
+/* -- phase B -------------------------------------------------------------------------------------------------------- */
+
+static fb_slice slice_at(const fb_network *net, int64_t offset)
+{
+    return (fb_slice){net->parameters + offset, NULL, net->slots + offset, net->parameter_count, 0};
+}
+
+static void update_fused(const frame *f, int64_t base, int64_t rows, const double *constants, double scale, int t,
+                         int threads)
+{
+    const fb_network *net = f->net;
+    for (int64_t i = f->first_dense; i < net->stage_count; i++) {
+        const fb_stage *s = &net->stages[i];
+        if (s->w < 0) continue;
+        const range mine = share(weight_rows(s), f->k->tile_rows, t, threads);
+        int64_t ld;
+        const char *x = stage_input(f, f->arena, i, base, 0, &ld);
+        f->k->dense_update(rows, s->inputs, s->outputs, x, ld, f->arena + s->dz, s->out_ld, mine.begin, mine.end,
+                           net->optimizer.rule, constants, scale, slice_at(net, s->w),
+                           s->wt >= 0 ? f->arena + s->wt : NULL, s->wt_ld);
+    }
+}
+
+static void accumulate(const frame *f, int64_t base, int64_t rows, char *gradient, int t, int threads)
+{
+    for (int64_t i = f->first_dense; i < f->net->stage_count; i++) {
+        const fb_stage *s = &f->net->stages[i];
+        if (s->w < 0) continue;
+        const range mine = share(weight_rows(s), f->k->tile_rows, t, threads);
+        int64_t ld;
+        const char *x = stage_input(f, f->arena, i, base, 0, &ld);
+        f->k->dense_backward_weights(rows, s->inputs, s->outputs, x, ld, f->arena + s->dz, s->out_ld, 1, mine.begin,
+                                     mine.end, gradient + s->w, s->b >= 0 ? gradient + s->b : NULL);
+    }
+}
+
+static void transpose_weights(const frame *f, int t, int threads)
+{
+    for (int64_t i = f->first_dense; i < f->net->stage_count; i++) {
+        const fb_stage *s = &f->net->stages[i];
+        if (s->wt < 0) continue;
+        const range mine = share(s->inputs, f->k->tile_rows, t, threads);
+        f->k->transpose(s->outputs, f->net->parameters + s->w, mine.begin, mine.end, f->arena + s->wt, s->wt_ld);
+    }
+}
+
+/* Thread t's stretch of `scale * gradient`: is it finite? Then its update. */
+static int finite_share(const frame *f, const char *gradient, double scale, range mine)
+{
+    const fb_kernels *k = f->k;
+    return k->peak_value(k->peak(1, mine.end - mine.begin, gradient + mine.begin * k->size, 0)) * scale <= k->limit;
+}
+
+static void update_share(const frame *f, const char *gradient, double scale, const double *constants, range mine)
+{
+    fb_slice s = slice_at(f->net, mine.begin * f->k->size);
+    s.g = gradient + mine.begin * f->k->size;
+    s.n = mine.end - mine.begin;
+    f->k->update(f->net->optimizer.rule, constants, scale, s);
+}
+
+static int any_bad(const frame *f, int threads)
+{
+    for (int t = 0; t < threads; t++)
+        if (f->lanes[t].bad) return 1;
+    return 0;
+}
+
+/* Cannot overflow: dw straight into the optimizer. Might: dw to memory, look, then update. 0 when not finite. */
+static int update_checked(frame *f, int64_t base, int64_t rows, const double *constants, double scale, int t,
+                          int threads)
+{
+    double bound = 0;
+    for (int i = 0; i < threads; i++) bound += f->lanes[i].bound;
+    if (bound <= f->k->limit) {
+        update_fused(f, base, rows, constants, scale, t, threads);
+        return 1;
+    }
+    const range mine = share(f->net->parameter_count, 16, t, threads);
+    char *gradient = f->arena + f->net->gradient;
+    memset(gradient + mine.begin * f->k->size, 0, (size_t)((mine.end - mine.begin) * f->k->size));
+    fb_wait_for_all(threads);
+    accumulate(f, base, rows, gradient, t, threads);
+    fb_wait_for_all(threads);
+    f->lanes[t].bad = !finite_share(f, gradient, scale, mine);
+    fb_wait_for_all(threads);
+    if (any_bad(f, threads)) return 0;
+    update_share(f, gradient, scale, constants, mine);
+    fb_wait_for_all(threads);
+    transpose_weights(f, t, threads);
+    return 1;
+}
+
+/* -- entries -------------------------------------------------------------------------------------------------------- */
+
+static void run(void *context, int t, int threads)
+{
+    frame *f = context;
+    const fb_network *net = f->net;
+    const fp_mode mode = fp_enter();
+    const int64_t made = *net->steps;
+    /* a look at the clock costs about 25 ns: rare where a step is of that order */
+    const int64_t look_every = f->feed->batch * net->parameter_count < 20000 ? 64 : 1;
+    transpose_weights(f, t, threads);
+    fb_wait_for_all(threads);
+    for (int64_t s = f->first; s < f->last; s++) {
+        const int64_t base = s * f->feed->batch, left = f->feed->rows - base;
+        const int64_t rows = left < f->feed->batch ? left : f->feed->batch;
+        const uint32_t update = (uint32_t)(made + s - f->first);
+        const range mine = share(rows, f->k->tile_rows, t, threads);
+        forward(f, f->arena, base, mine, update);
+        losses(f, base, mine);
+        backward(f, mine, update);
+        f->lanes[t].bad = !all_finite((double *)(f->arena + net->row_loss) + mine.begin, mine.end - mine.begin);
+        f->lanes[t].bound = gradient_bound(f, base, mine);
+        fb_wait_for_all(threads);
+
+        const double weight = total_weight(f, rows), scale = weight > 0 ? 1 / weight : 0;
+        double constants[FB_MAX_CONSTANTS] = {0};
+        int status = any_bad(f, threads) ? FB_LOSS_NOT_FINITE : FB_OK;
+        if (status == FB_OK) {
+            fb_prepare(&net->optimizer, f->lr, made + s - f->first + 1, constants);
+            if (!update_checked(f, base, rows, constants, scale, t, threads)) status = FB_GRADIENT_NOT_FINITE;
+        }
+        if (t == 0) {
+            const double loss = total_loss(f, rows);
+            f->outcome.status = status;
+            if (status == FB_OK) {
+                f->sums.loss += loss;
+                f->sums.weight += weight;
+                f->outcome.next = s + 1;
+                *net->steps = made + s - f->first + 1;
+                f->stop = (s - f->first + 1) % look_every == 0 && now_ns() >= f->deadline;
+            } else {
+                f->outcome.value = loss * scale;
+                f->stop = 1;
+            }
+        }
+        fb_wait_for_all(threads);
+        if (f->stop) break;
+    }
+    fp_leave(mode);
+}
+
+fb_outcome fb_run(const fb_network *net, char *arena, const fb_feed *feed, int64_t first, int64_t last, double lr,
+                  int64_t budget_ns, int threads, fb_sums *sums)
+{
+    lane lanes[MAX_THREADS];
+    frame f = make_frame(net, arena, feed);
+    f.lanes = lanes;
+    f.first = f.outcome.next = first;
+    f.last = last;
+    f.lr = lr;
+    f.deadline = now_ns() + budget_ns;
+    f.sums = *sums;
+    f.outcome.threads = fb_parallel(run, &f, threads);
+    *sums = f.sums;
+    return f.outcome;
+}
+
+static void accumulate_all(void *context, int t, int threads)
+{
+    frame *f = context;
+    const fp_mode mode = fp_enter();
+    const int64_t rows = f->feed->rows;
+    const uint32_t update = (uint32_t)*f->net->steps;
+    const range mine = share(rows, f->k->tile_rows, t, threads);
+    transpose_weights(f, t, threads);
+    fb_wait_for_all(threads);
+    forward(f, f->arena, 0, mine, update);
+    losses(f, 0, mine);
+    backward(f, mine, update);
+    fb_wait_for_all(threads);
+    accumulate(f, 0, rows, f->gradient, t, threads);
+    if (t == 0) f->sums = (fb_sums){total_loss(f, rows), total_weight(f, rows)};
+    fp_leave(mode);
+}
+
+fb_sums fb_accumulate(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, char *gradient,
+                      int threads)
+{
+    frame f = make_frame(net, arena, feed);
+    f.first_row = first_row;
+    f.gradient = gradient;
+    fb_parallel(accumulate_all, &f, threads);
+    return f.sums;
+}
+
+static void forward_all(void *context, int t, int threads)
+{
+    frame *f = context;
+    const fp_mode mode = fp_enter();
+    forward(f, f->arena, 0, share(f->feed->rows, f->k->tile_rows, t, threads), (uint32_t)*f->net->steps);
+    fp_leave(mode);
+}
+
+void fb_forward(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, int training, int threads)
+{
+    frame f = make_frame(net, arena, feed);
+    f.first_row = first_row;
+    f.training = training;
+    fb_parallel(forward_all, &f, threads);
+}
+
+static void backward_all(void *context, int t, int threads)
+{
+    frame *f = context;
+    const fp_mode mode = fp_enter();
+    const fb_stage *s = &f->net->stages[f->net->stage_count - 1];
+    const range mine = share(f->feed->rows, f->k->tile_rows, t, threads);
+    transpose_weights(f, t, threads);
+    f->k->gather(mine.end - mine.begin, s->outputs, f->dz + mine.begin * f->dz_stride, f->dz_stride, NULL,
+                 f->arena + s->dz + mine.begin * s->out_ld * f->k->size, s->out_ld);
+    fb_wait_for_all(threads);
+    backward(f, mine, (uint32_t)*f->net->steps);
+    fb_wait_for_all(threads);
+    accumulate(f, 0, f->feed->rows, f->gradient, t, threads);
+    fp_leave(mode);
+}
+
+void fb_backward(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, const char *dz,
+                 int64_t dz_stride, char *gradient, int threads)
+{
+    frame f = make_frame(net, arena, feed);
+    f.first_row = first_row;
+    f.dz = dz;
+    f.dz_stride = dz_stride;
+    f.gradient = gradient;
+    fb_parallel(backward_all, &f, threads);
+}
+
+static void update_all(void *context, int t, int threads)
+{
+    frame *f = context;
+    const fp_mode mode = fp_enter();
+    const range mine = share(f->net->parameter_count, 16, t, threads);
+    f->lanes[t].bad = !finite_share(f, f->gradient, f->scale, mine);
+    fb_wait_for_all(threads);
+    if (!any_bad(f, threads)) {
+        double constants[FB_MAX_CONSTANTS] = {0};
+        fb_prepare(&f->net->optimizer, f->lr, *f->net->steps + 1, constants);
+        update_share(f, f->gradient, f->scale, constants, mine);
+    } else if (t == 0) {
+        f->outcome.status = FB_GRADIENT_NOT_FINITE;
+    }
+    fp_leave(mode);
+}
+
+int fb_update(const fb_network *net, const char *gradient, double scale, double lr, int threads)
+{
+    lane lanes[MAX_THREADS];
+    frame f = make_frame(net, NULL, NULL);
+    f.lanes = lanes;
+    f.gradient = (char *)gradient; /* read only here */
+    f.scale = scale;
+    f.lr = lr;
+    fb_parallel(update_all, &f, threads);
+    if (f.outcome.status == FB_OK) ++*net->steps;
+    return f.outcome.status;
+}
+
+static void predict_all(void *context, int t, int threads)
+{
+    frame *f = context;
+    const fp_mode mode = fp_enter();
+    const range mine = share(f->feed->rows, f->k->tile_rows, t, threads);
+    for (int64_t r = mine.begin; r < mine.end; r += f->block)
+        forward(f, f->arena + t * f->arena_bytes, r,
+                (range){0, mine.end - r < f->block ? mine.end - r : f->block}, 0);
+    fp_leave(mode);
+}
+
+void fb_predict(const fb_network *net, char *arena, int64_t arena_bytes, int64_t block, const fb_feed *feed,
+                int threads)
+{
+    frame f = make_frame(net, arena, feed);
+    f.training = 0;
+    f.arena_bytes = arena_bytes;
+    f.block = block;
+    fb_parallel(predict_all, &f, threads);
+}

@@ -1,0 +1,98 @@
+/* The vector vocabulary: about twenty words over GNU vector types. The width is data.
+ *
+ * A target sets VEC_BYTES and a dtype sets `real`, `integer` and REAL_IS_FLOAT before this file is included;
+ * the file is included once per (target, dtype) and everything in it is static. Plain operators (+ - * /,
+ * comparison, & | ^) work on `vec` and `ivec` as they stand and are not wrapped.
+ *
+ * Tails have one policy: load_n / store_n touch exactly n elements of memory and nothing else. Kernels contain
+ * no scalar remainder loops, so an element's rounding never depends on where in a row it stands.
+ */
+#define LANES ((int)(VEC_BYTES / sizeof(real)))
+
+typedef real vec __attribute__((vector_size(VEC_BYTES)));
+typedef integer ivec __attribute__((vector_size(VEC_BYTES)));
+/* The same vectors at any address: `real`'s own alignment, and exempt from strict aliasing. */
+typedef real vec_any __attribute__((vector_size(VEC_BYTES), aligned(sizeof(real)), may_alias));
+
+#define INLINE static inline __attribute__((always_inline, unused))
+
+INLINE vec load(const real *p) { return *(const vec_any *)p; }
+INLINE void store(real *p, vec v) { *(vec_any *)p = v; }
+INLINE vec set(real x) { return x - (vec){0}; } /* x - 0 keeps the sign of zero; 0 + x does not */
+INLINE ivec iset(integer x) { return x - (ivec){0}; }
+
+/* The first n lanes from memory, zero in the others; 0 <= n <= LANES. */
+INLINE vec load_n(const real *p, int n)
+{
+    if (n >= LANES) return load(p);
+    vec v = {0};
+    for (int i = 0; i < n; i++) v[i] = p[i];
+    return v;
+}
+
+INLINE void store_n(real *p, vec v, int n)
+{
+    if (n >= LANES) { store(p, v); return; }
+    for (int i = 0; i < n; i++) p[i] = v[i];
+}
+
+INLINE vec fma_(vec a, vec b, vec c) { return a * b + c; } /* contracted where the target has FMA */
+
+INLINE vec as_real(ivec v) { return (vec)v; }
+INLINE ivec as_int(vec v) { return (ivec)v; }
+INLINE vec to_real(ivec v) { return __builtin_convertvector(v, vec); }
+
+/* mask lanes are all ones or all zeros, as comparisons give them */
+INLINE vec select_(ivec mask, vec a, vec b) { return as_real((as_int(a) & mask) | (as_int(b) & ~mask)); }
+INLINE ivec iselect_(ivec mask, ivec a, ivec b) { return (a & mask) | (b & ~mask); }
+INLINE ivec is_nan(vec v) { return v != v; }
+
+#if REAL_IS_FLOAT
+#define SIGN_BIT INT32_MIN
+#else
+#define SIGN_BIT INT64_MIN
+#endif
+INLINE vec abs_(vec v) { return as_real(as_int(v) & ~iset(SIGN_BIT)); }
+INLINE vec copysign_(vec magnitude, vec sign)
+{
+    return as_real((as_int(magnitude) & ~iset(SIGN_BIT)) | (as_int(sign) & iset(SIGN_BIT)));
+}
+/* NaN in the first argument comes through; NaN in the second does not. Lane loops, because compilers make the one
+ * instruction (maxps, minps) of them and five of the vector expression. */
+INLINE vec max_(vec a, vec b)
+{
+    vec r;
+    for (int i = 0; i < LANES; i++) r[i] = a[i] < b[i] ? b[i] : a[i];
+    return r;
+}
+INLINE vec min_(vec a, vec b)
+{
+    vec r;
+    for (int i = 0; i < LANES; i++) r[i] = a[i] > b[i] ? b[i] : a[i];
+    return r;
+}
+
+/* Square root has no operator; scalar code is what compilers make of the loop unless told the instruction. */
+#if defined(__x86_64__) && VEC_BYTES == 16
+#if REAL_IS_FLOAT
+INLINE vec sqrt_(vec v) { return (vec)_mm_sqrt_ps((__m128)v); }
+#else
+INLINE vec sqrt_(vec v) { return (vec)_mm_sqrt_pd((__m128d)v); }
+#endif
+#else
+INLINE vec sqrt_(vec v)
+{
+    for (int i = 0; i < LANES; i++) v[i] = REAL_IS_FLOAT ? __builtin_sqrtf(v[i]) : __builtin_sqrt(v[i]);
+    return v;
+}
+#endif
+
+/* Sum over lanes: halves added pairwise, so that the order is fixed for a given width. */
+INLINE real sum_(vec v)
+{
+    real lane[LANES];
+    store(lane, v);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+    return lane[0];
+}

@@ -1,0 +1,20 @@
+/* Opens a target: system headers first, outside the region; then, where the target names CPU_FEATURES, the compiler's
+ * region for them, so that the build needs no flags per file. */
+#include <stddef.h>
+#include <stdint.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#include "../fastbatch.h"
+#include "../simd/philox.h"
+
+#if defined(CPU_FEATURES)
+#define PRAGMA_OF(x) _Pragma(#x)
+#define PRAGMA(x) PRAGMA_OF(x)
+#if defined(__clang__)
+PRAGMA(clang attribute push(__attribute__((target(CPU_FEATURES))), apply_to = function))
+#else
+#pragma GCC push_options
+PRAGMA(GCC target(CPU_FEATURES))
+#endif
+#endif

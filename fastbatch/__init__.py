@@ -1,0 +1,58 @@
+"""Dense networks trained on mini-batches at the speed of the hardware."""
+
+from ._version import __version__
+from .backends import backends, set_backend
+from .errors import (
+    ArgumentError,
+    BackendError,
+    BusyError,
+    CheckpointError,
+    DataError,
+    DivergenceError,
+    DTypeError,
+    FastbatchError,
+    ShapeError,
+)
+from .layers import Activation, Dense, Dropout
+from .model import MLP, Sequential, load
+from .ops import losses
+from .ops.optimizers import SGD, Adam, AdamW
+from .threads import get_num_threads, set_num_threads
+from .training import Callback, History, LambdaCallback, ProgressBar, Trainer
+
+from . import kernels  # isort: skip  (needs the backends, which program.py has set up by now)
+from .info import info  # isort: skip
+
+__all__ = [
+    "MLP",
+    "SGD",
+    "Activation",
+    "Adam",
+    "AdamW",
+    "ArgumentError",
+    "BackendError",
+    "BusyError",
+    "Callback",
+    "CheckpointError",
+    "DTypeError",
+    "DataError",
+    "Dense",
+    "DivergenceError",
+    "Dropout",
+    "FastbatchError",
+    "History",
+    "LambdaCallback",
+    "ProgressBar",
+    "Sequential",
+    "ShapeError",
+    "Trainer",
+    "__version__",
+    "backends",
+    "get_num_threads",
+    "info",
+    "kernels",
+    "load",
+    "losses",
+    "set_backend",
+    "set_num_threads",
+]

@@ -1,0 +1,290 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, freethreading_compatible=True
+"""Pointers in, GIL out. No loops over data and no maths; `backends/native.py` decides what is called."""
+
+from libc.stdint cimport int64_t, uint64_t
+cimport numpy as cnp
+
+ctypedef char *address
+
+cnp.import_array()
+
+
+cdef extern from "fastbatch.h" nogil:
+    ctypedef struct fb_stage:
+        pass
+    ctypedef struct fb_loss:
+        int kind
+        double parameter
+        const void *per_output
+    ctypedef struct fb_optimizer:
+        int rule
+        double hyper[8]
+    ctypedef struct fb_slice:
+        void *p
+        const void *g
+        void *slots
+        int64_t slot_stride
+        int64_t n
+    ctypedef struct fb_kernels:
+        const char *target
+        int lanes, tile_rows, tile_vectors
+        void (*dense_forward)(int64_t, int64_t, int64_t, const void *, int64_t, const void *, const void *, int, void *,
+                              void *, int64_t) noexcept nogil
+        void (*slope)(int, int64_t, int64_t, const void *, void *, int64_t) noexcept nogil
+        void (*dense_backward_rows)(int64_t, int64_t, int64_t, const void *, int64_t, const void *, int64_t, void *,
+                                    int64_t) noexcept nogil
+        void (*dense_backward_weights)(int64_t, int64_t, int64_t, const void *, int64_t, const void *, int64_t, int,
+                                       int64_t, int64_t, void *, void *) noexcept nogil
+        void (*transpose)(int64_t, const void *, int64_t, int64_t, void *, int64_t) noexcept nogil
+        void (*loss)(const fb_loss *, int64_t, int64_t, const void *, int64_t, const void *, int64_t, const double *,
+                     void *, int64_t, double *) noexcept nogil
+        void (*update)(int, const double *, double, fb_slice) noexcept nogil
+    const char **fb_activation_names
+    const char **fb_loss_names
+    const char **fb_optimizer_names
+    const char **fb_optimizer_hyper
+    void fb_prepare(const fb_optimizer *, double, int64_t, double *)
+    ctypedef struct fb_target:
+        const char *name
+        int usable
+        const fb_kernels *f32
+    const fb_target *fb_targets()
+    const fb_target *fb_find_target(const char *)
+    ctypedef struct fb_network:
+        const fb_kernels *kernels
+        const fb_stage *stages
+        int64_t stage_count
+        char *parameters
+        int64_t parameter_count
+        char *slots
+        int64_t *steps
+        uint64_t seed
+        fb_loss loss
+        fb_optimizer optimizer
+        int64_t y, row_loss, row_weight, row_share, gradient
+    ctypedef struct fb_feed:
+        const char *x
+        int64_t x_stride
+        const char *y
+        int64_t y_stride
+        const int64_t *labels
+        const double *weight
+        const int64_t *order
+        int64_t rows, batch
+        char *outputs
+    ctypedef struct fb_sums:
+        double loss, weight
+    ctypedef struct fb_outcome:
+        int64_t next
+        int status
+        double value
+        int threads
+    fb_outcome fb_run(const fb_network *, char *, const fb_feed *, int64_t, int64_t, double, int64_t, int, fb_sums *)
+    fb_sums fb_accumulate(const fb_network *, char *, const fb_feed *, int64_t, char *, int)
+    void fb_forward(const fb_network *, char *, const fb_feed *, int64_t, int, int)
+    void fb_backward(const fb_network *, char *, const fb_feed *, int64_t, const char *, int64_t, char *, int)
+    int fb_update(const fb_network *, const char *, double, double, int)
+    void fb_predict(const fb_network *, char *, int64_t, int64_t, const fb_feed *, int)
+    void fb_permutation(int64_t, uint64_t, unsigned int, int64_t *)
+    int FB_OK, FB_LOSS_NOT_FINITE, FB_GRADIENT_NOT_FINITE
+
+OK = FB_OK
+LOSS_NOT_FINITE = FB_LOSS_NOT_FINITE
+GRADIENT_NOT_FINITE = FB_GRADIENT_NOT_FINITE
+
+
+cdef list _names(const char **table):
+    found = []
+    while table[len(found)] != NULL:
+        found.append(table[len(found)].decode())
+    return found
+
+
+activations = _names(<const char **>fb_activation_names)
+losses = _names(<const char **>fb_loss_names)
+optimizers = dict(zip(_names(<const char **>fb_optimizer_names), [tuple(text.split(", ")) for text in _names(<const char **>fb_optimizer_hyper)]))
+
+
+def targets():
+    """Names of the compiled targets and whether this CPU can run them, best last."""
+    cdef const fb_target *row = fb_targets()
+    found = {}
+    while row.name != NULL:
+        found[row.name.decode()] = bool(row.usable)
+        row += 1
+    return found
+
+
+def permutation(cnp.ndarray order, uint64_t seed, uint64_t epoch):
+    cdef int64_t n = len(order)
+    cdef int64_t *out = <int64_t *>cnp.PyArray_DATA(order)
+    with nogil:
+        fb_permutation(n, seed, <unsigned int>epoch, out)
+
+
+cdef inline char *_data(object array) except? NULL:
+    return NULL if array is None else <char *>cnp.PyArray_DATA(<cnp.ndarray?>array)
+
+
+cdef inline int64_t _stride(object array) except -1:
+    return 0 if array is None else cnp.PyArray_STRIDE(<cnp.ndarray?>array, 0)
+
+
+cdef fb_loss _loss(int kind, double parameter, object per_output):
+    cdef fb_loss loss
+    loss.kind = kind
+    loss.parameter = parameter
+    loss.per_output = _data(per_output)
+    return loss
+
+
+cdef fb_optimizer _optimizer(int rule, tuple hyper):
+    cdef fb_optimizer optimizer
+    optimizer.rule = rule
+    for i, value in enumerate(hyper):
+        optimizer.hyper[i] = value
+    return optimizer
+
+
+cdef class Kernels:
+    """The kernel table of one target. Arrays are float32, C-contiguous, and trusted."""
+    cdef const fb_kernels *k
+
+    def __init__(self, str target):
+        self.k = fb_find_target(target.encode()).f32
+
+    @property
+    def shape(self):
+        """Lanes of a vector, rows of a tile, vectors of a tile."""
+        return self.k.lanes, self.k.tile_rows, self.k.tile_vectors
+
+    def dense_forward(self, x, w, b, int activation, z, a):
+        cdef int64_t rows = x.shape[0], inputs = x.shape[1], outputs = w.shape[1]
+        cdef address xp = _data(x), wp = _data(w), bp = _data(b), zp = _data(z), ap = _data(a)
+        with nogil:
+            self.k.dense_forward(rows, inputs, outputs, xp, inputs, wp, bp, activation, zp, ap, outputs)
+
+    def slope(self, int activation, saved, dz):
+        cdef int64_t rows = dz.shape[0], width = dz.shape[1]
+        cdef address sp = _data(saved), dp = _data(dz)
+        with nogil:
+            self.k.slope(activation, rows, width, sp, dp, width)
+
+    def dense_backward(self, dz, x, w, wt, dw, db, dx):
+        """dw and db are added to; wt (O, ld) is scratch for the transposed weights where dx is wanted."""
+        cdef int64_t rows = x.shape[0], inputs = x.shape[1], outputs = w.shape[1], ld
+        cdef address zp = _data(dz), xp = _data(x), wp = _data(w), dwp = _data(dw), dbp = _data(db)
+        cdef address tp = _data(wt), dxp = _data(dx)
+        ld = 0 if wt is None else wt.shape[1]
+        with nogil:
+            self.k.dense_backward_weights(rows, inputs, outputs, xp, inputs, zp, outputs, 0, 0,
+                                          inputs + (dbp != NULL), dwp, dbp)
+            if dxp != NULL:
+                self.k.transpose(outputs, wp, 0, inputs, tp, ld)
+                self.k.dense_backward_rows(rows, inputs, outputs, zp, outputs, tp, ld, dxp, inputs)
+
+    def loss(self, int kind, double parameter, per_output, a, y, weight, da, row_loss):
+        cdef fb_loss loss = _loss(kind, parameter, per_output)
+        cdef int64_t rows = a.shape[0], outputs = a.shape[1]
+        cdef address ap = _data(a), yp = _data(y), dp = _data(da)
+        cdef double *weights = <double *>_data(weight)
+        cdef double *values = <double *>_data(row_loss)
+        with nogil:
+            self.k.loss(&loss, rows, outputs, ap, outputs, yp, outputs, weights, dp, outputs, values)
+
+    def update(self, int rule, tuple hyper, double lr, int64_t t, p, g, slots):
+        cdef fb_optimizer optimizer = _optimizer(rule, hyper)
+        cdef double constants[8]
+        cdef fb_slice at
+        at.p = _data(p)
+        at.g = _data(g)
+        at.slots = _data(slots)
+        at.slot_stride = at.n = len(p)
+        with nogil:
+            fb_prepare(&optimizer, lr, t, constants)
+            self.k.update(rule, constants, 1.0, at)
+
+
+cdef class Network:
+    """An fb_network and references to the memory it points into."""
+    cdef fb_network net
+    cdef char *arena
+    cdef object held
+
+    def __init__(self, str target, stages, arena, offsets, parameters, slots, steps, uint64_t seed,
+                 int loss, double loss_parameter, per_output, int rule, tuple hyper):
+        self.held = (stages, arena, parameters, slots, steps, per_output)
+        self.arena = _data(arena)
+        self.net.kernels = fb_find_target(target.encode()).f32
+        self.net.stages = <const fb_stage *>_data(stages)
+        self.net.stage_count = len(stages)
+        self.net.parameters = _data(parameters)
+        self.net.parameter_count = len(parameters)
+        self.net.slots = _data(slots)
+        self.net.steps = <int64_t *>_data(steps)
+        self.net.seed = seed
+        self.net.loss = _loss(loss, loss_parameter, per_output)
+        self.net.optimizer = _optimizer(rule, hyper)
+        self.net.y, self.net.row_loss, self.net.row_weight, self.net.row_share, self.net.gradient = offsets
+
+    cdef fb_feed feed(self, x, y, weight, order, int64_t batch, outputs) except *:
+        cdef fb_feed feed
+        feed.x = _data(x)
+        feed.x_stride = _stride(x)
+        feed.labels = NULL
+        feed.y = NULL
+        feed.y_stride = 0
+        if y is not None and y.ndim == 1:
+            feed.labels = <const int64_t *>_data(y)
+        elif y is not None:
+            feed.y = _data(y)
+            feed.y_stride = _stride(y)
+        feed.weight = <const double *>_data(weight)
+        feed.order = <const int64_t *>_data(order)
+        feed.rows = len(x) if order is None else len(order)
+        feed.batch = batch
+        feed.outputs = _data(outputs)
+        return feed
+
+    def run(self, x, y, weight, order, int64_t batch, outputs, int64_t first, int64_t last, double lr,
+            int64_t budget_ns, int threads, cnp.ndarray sums):
+        """Returns next step, status, mean loss of a failing step, threads that ran; `sums` (2,) float64 is added to."""
+        cdef fb_feed feed = self.feed(x, y, weight, order, batch, outputs)
+        cdef fb_sums *total = <fb_sums *>cnp.PyArray_DATA(sums)
+        cdef fb_outcome outcome
+        with nogil:
+            outcome = fb_run(&self.net, self.arena, &feed, first, last, lr, budget_ns, threads, total)
+        return outcome.next, outcome.status, outcome.value, outcome.threads
+
+    def accumulate(self, x, y, weight, int64_t first_row, gradient, int threads):
+        cdef fb_feed feed = self.feed(x, y, weight, None, len(x), None)
+        cdef address g = _data(gradient)
+        cdef fb_sums sums
+        with nogil:
+            sums = fb_accumulate(&self.net, self.arena, &feed, first_row, g, threads)
+        return sums.loss, sums.weight
+
+    def forward(self, x, int64_t first_row, bint training, outputs, int threads):
+        cdef fb_feed feed = self.feed(x, None, None, None, len(x), outputs)
+        with nogil:
+            fb_forward(&self.net, self.arena, &feed, first_row, training, threads)
+
+    def backward(self, x, int64_t first_row, dz, gradient, int threads):
+        cdef fb_feed feed = self.feed(x, None, None, None, len(x), None)
+        cdef address d = _data(dz), g = _data(gradient)
+        cdef int64_t stride = _stride(dz)
+        with nogil:
+            fb_backward(&self.net, self.arena, &feed, first_row, d, stride, g, threads)
+
+    def update(self, gradient, double scale, double lr, int threads):
+        cdef address g = _data(gradient)
+        cdef int status
+        with nogil:
+            status = fb_update(&self.net, g, scale, lr, threads)
+        return status
+
+    def predict(self, x, outputs, arena, int64_t arena_bytes, int64_t block, int threads):
+        cdef fb_feed feed = self.feed(x, None, None, None, len(x), outputs)
+        cdef address memory = _data(arena)
+        with nogil:
+            fb_predict(&self.net, memory, arena_bytes, block, &feed, threads)

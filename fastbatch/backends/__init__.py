@@ -1,0 +1,101 @@
+"""The registry of backends: an ordered table, loaded lazily; the first that is available and supports a plan runs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+from ..errors import BackendError, did_you_mean
+from ..plan import Plan
+from ..protocol import Backend
+
+__all__ = ["backends", "default_name", "get", "select", "set_backend"]
+
+# name -> (module, class, device); the order is the preference of "auto"
+_TABLE = {
+    "c": ("native", "Native", "cpu"),
+    "reference": ("reference", "Reference", "cpu"),
+}
+
+_loaded: dict[str, Backend | str] = {}
+_requested: str | None = None
+
+
+def _load(name: str) -> Backend | str:
+    """The backend, or the reason why there is none."""
+    if name not in _loaded:
+        module, cls, _ = _TABLE[name]
+        try:
+            _loaded[name] = getattr(importlib.import_module(f"{__name__}.{module}"), cls)()
+        except ImportError as error:
+            _loaded[name] = f"{error} (a compiler was missing at installation, or the package was not built in place)"
+    return _loaded[name]
+
+
+def _check_name(name: object) -> str:
+    if name != "auto" and name not in _TABLE:
+        hint = did_you_mean(name, _TABLE) if isinstance(name, str) else ""
+        raise BackendError(f"backend: expected auto, {', '.join(_TABLE)}; got {name!r}{hint}")
+    return str(name)
+
+
+def backends() -> list[dict[str, object]]:
+    """Every backend in order of preference: name, available, reason (empty when available), device."""
+    rows = []
+    for name, (_, _, device) in _TABLE.items():
+        found = _load(name)
+        missing = found if isinstance(found, str) else ""
+        rows.append({"name": name, "available": not missing, "reason": missing, "device": device})
+    return rows
+
+
+def get(name: str) -> Backend:
+    """The backend called `name`; BackendError with the reason when it is unknown or missing."""
+    found = _load(_check_name(name))
+    if isinstance(found, str):
+        raise BackendError(f"backend {name!r} is not available: {found}")
+    return found
+
+
+def default_name() -> str:
+    """What "auto" starts from: `set_backend`, FASTBATCH_BACKEND, or "auto"."""
+    return _requested or _check_name(os.environ.get("FASTBATCH_BACKEND") or "auto")
+
+
+def select(name: str, plan: Plan) -> Backend:
+    """The backend for `plan`.
+
+    Raises
+    ------
+    BackendError
+        When a named backend is missing or does not support the plan; "auto" moves on to the next one instead, and
+        ``fastbatch info`` says what is available and why.
+    """
+    if _check_name(name) == "auto":
+        name = default_name()
+    if name != "auto":
+        backend = get(name)
+        reason = backend.supports(plan)
+        if reason is not None:
+            raise BackendError(f"backend {name!r} cannot run this model: {reason}")
+        return backend
+    candidates = [found for found in map(_load, _TABLE) if not isinstance(found, str)]
+    return next(backend for backend in candidates if backend.supports(plan) is None)
+
+
+class set_backend:
+    """Set the backend that "auto" means in this process; as a context manager, until the block ends."""
+
+    def __init__(self, name: str) -> None:
+        global _requested
+        if _check_name(name) != "auto":
+            get(name)
+        self._before = _requested
+        _requested = None if name == "auto" else name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *exc: object) -> None:
+        global _requested
+        _requested = self._before

@@ -1,0 +1,221 @@
+"""The C backend: the four kernels of csrc/ on caller's arrays, and the fused program that runs whole epochs."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from .. import _native, ops, threads
+from ..errors import ArgumentError, BackendError, DivergenceError, did_you_mean
+from ..plan import ALIGNMENT, Arena, Plan, inference_arena, leading_dimension, training_arena
+from ..protocol import Feed, State, Sums
+
+__all__ = ["FusedProgram", "Native"]
+
+Array = np.ndarray
+
+_ACTIVATIONS = {name: row for row, name in enumerate(_native.activations)}
+_LOSSES = {name: row for row, name in enumerate(_native.losses)}
+_OPTIMIZERS = {name: row for row, name in enumerate(_native.optimizers)}
+
+
+def _choose_target(name: str | None) -> str:
+    """The target to run: `name`, FASTBATCH_TARGET, or the best usable one; BackendError lists what could be forced."""
+    targets = _native.targets()
+    usable = [target for target, works in targets.items() if works]
+    name = name or os.environ.get("FASTBATCH_TARGET")
+    if not name:
+        return usable[-1]
+    if name not in usable:
+        why = "this CPU cannot run it" if name in targets else "it is not one of the compiled targets"
+        raise BackendError(f"target {name!r}: {why}; expected one of {', '.join(usable)}{did_you_mean(name, usable)}")
+    return name
+
+
+def _hyper(optimizer: ops.Optimizer) -> tuple[float, ...]:
+    constants = optimizer.constants()
+    return tuple(float(constants[name]) for name in _native.optimizers[optimizer.rule])
+
+
+def _per_output(loss: ops.Loss, outputs: int, dtype: str) -> Array | None:
+    return None if loss.per_output is None else np.ascontiguousarray(np.broadcast_to(loss.per_output, outputs), dtype)
+
+
+def _aligned(nbytes: int) -> Array:
+    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + nbytes]
+
+
+class Native:
+    """The four kernels. `target` forces an instruction set; by default FASTBATCH_TARGET or the best usable one."""
+
+    name = "c"
+
+    def __init__(self, target: str | None = None) -> None:
+        self.target = _choose_target(target)
+        self._kernels = _native.Kernels(self.target)
+        self.lanes, self.tile_rows, self.tile_vectors = self._kernels.shape
+
+    def supports(self, plan: Plan) -> str | None:
+        if plan.dtype != "float32":
+            return f"dtype {plan.dtype} is not compiled into the c backend, float32 is"
+        for stage in plan.stages:
+            if stage.activation.name not in _ACTIVATIONS:
+                return f"activation {stage.activation.name!r} has no row in csrc/ops/activations.def"
+        if plan.loss.name not in _LOSSES:
+            return f"loss {plan.loss.name!r} has no row in csrc/ops/losses.def"
+        if plan.optimizer.rule not in _OPTIMIZERS:
+            return f"optimizer rule {plan.optimizer.rule!r} has no row in csrc/ops/optimizers.def"
+        return None
+
+    def dense_forward(
+        self, x: Array, w: Array, b: Array | None, activation: ops.Activation, a: Array, z: Array | None
+    ) -> None:
+        self._kernels.dense_forward(x, w, b, _ACTIVATIONS[activation.name], a if z is None else z, a)
+
+    def dense_backward(
+        self,
+        da: Array,
+        x: Array,
+        w: Array,
+        saved: Array | None,
+        activation: ops.Activation,
+        dw: Array,
+        db: Array | None,
+        dx: Array | None,
+    ) -> None:
+        dz = da
+        if activation.saves != "none":
+            dz = da.copy()
+            self._kernels.slope(_ACTIVATIONS[activation.name], saved, dz)
+        wt = None if dx is None else np.zeros((w.shape[1], leading_dimension(w.shape[0], "float32")), w.dtype)
+        self._kernels.dense_backward(dz, x, w, wt, dw, db, dx)
+
+    def loss(self, a: Array, y: Array, loss: ops.Loss, weight: Array | None, da: Array) -> Sums:
+        weight = np.ones(len(a)) if weight is None else weight.astype(np.float64)
+        share = weight
+        per_output = _per_output(loss, a.shape[1], "float32")
+        if y.ndim == 1:
+            labels, y = y, np.zeros_like(a)
+            y[np.arange(len(labels)), labels] = 1
+            if per_output is not None:
+                share = weight * per_output[labels]
+        row_loss = np.empty(len(a))
+        self._kernels.loss(_LOSSES[loss.name], loss.parameter, per_output, a, y, weight, da, row_loss)
+        return Sums(float(row_loss.sum()), float(share.sum()))
+
+    def update(self, optimizer: ops.Optimizer, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
+        self._kernels.update(_OPTIMIZERS[optimizer.rule], _hyper(optimizer), lr, t, p, g, slots)
+
+    def permutation(self, n: int, seed: int, epoch: int) -> Array:
+        order = np.empty(n, np.int64)
+        _native.permutation(order, seed, epoch & 0xFFFFFFFF)
+        return order
+
+    def program(self, plan: Plan, state: State, num_threads: int | None) -> FusedProgram:
+        return FusedProgram(plan, state, self.target, num_threads)
+
+
+# Rows of a block in predict: its activations stay in L2 for networks a few hundred wide.
+_PREDICT_BLOCK = 128
+
+
+class FusedProgram:
+    """The program protocol in C: one call runs as many steps as fit its time budget, GIL released, nothing allocated.
+
+    Memory is one arena for the largest batch seen so far; a larger batch makes a new one before anything runs.
+    """
+
+    def __init__(self, plan: Plan, state: State, target: str, num_threads: int | None) -> None:
+        self.plan, self.state, self.target, self.num_threads = plan, state, target, num_threads
+        self.threads_used = 1
+        self._rows = 0
+        self._pending: tuple[Array, int] | None = None
+        self._inference = inference_arena(plan, _PREDICT_BLOCK, _ACTIVATIONS)
+        self._inference_network = self._network(self._inference, None)
+
+    def _network(self, arena: Arena, memory: Array | None) -> _native.Network:
+        plan, state = self.plan, self.state
+        return _native.Network(
+            self.target,
+            arena.stages,
+            memory,
+            (arena.y, arena.row_loss, arena.row_weight, arena.row_share, arena.gradient),
+            state.parameters,
+            state.slots,
+            state.steps,
+            state.seed,
+            _LOSSES[plan.loss.name],
+            plan.loss.parameter,
+            _per_output(plan.loss, plan.outputs, plan.dtype),
+            _OPTIMIZERS[plan.optimizer.rule],
+            _hyper(plan.optimizer),
+        )
+
+    def _reserve(self, rows: int) -> None:
+        if rows > self._rows:
+            arena = training_arena(self.plan, rows, _ACTIVATIONS)
+            self._training_network = self._network(arena, _aligned(arena.nbytes))
+            self._rows = rows
+
+    def _threads(self, rows: int, share: float = 1.0) -> int:
+        return threads.allowed(self.num_threads, share * rows * self.plan.flops_per_row)
+
+    def _diverged(self, status: int, value: float) -> DivergenceError:
+        what = "loss" if status == _native.LOSS_NOT_FINITE else "gradient"
+        return DivergenceError.at(what, value, int(self.state.steps[0]))
+
+    def run(self, feed: Feed, first: int, last: int, lr: float, budget: float, sums: Sums) -> int:
+        self._pending = None
+        batch = min(feed.batch, feed.rows)
+        self._reserve(batch)
+        totals = np.array([sums.loss, sums.weight])
+        step, status, value, self.threads_used = self._training_network.run(
+            feed.x, feed.y, feed.weight, feed.order, batch, feed.outputs, first, last, lr, int(budget * 1e9),
+            self._threads(batch), totals,
+        )  # fmt: skip
+        sums.loss, sums.weight = totals.tolist()
+        if status != _native.OK:
+            raise self._diverged(status, value)
+        return step
+
+    def accumulate(self, feed: Feed, first_row: int, gradient: Array) -> Sums:
+        self._pending = None
+        self._reserve(feed.rows)
+        return Sums(
+            *self._training_network.accumulate(
+                feed.x, feed.y, feed.weight, first_row, gradient, self._threads(feed.rows)
+            )
+        )
+
+    def forward(self, x: Array, first_row: int, training: bool) -> Array:
+        out = np.empty((len(x), self.plan.outputs), x.dtype)
+        if not training:
+            self.predict(x, out)
+            return out
+        self._reserve(len(x))
+        x = x.copy()  # backward reads it again, and the caller may have refilled his buffer by then
+        self._training_network.forward(x, first_row, True, out, self._threads(len(x), 1 / 3))
+        self._pending = x, first_row
+        return out
+
+    def backward(self, dz: Array, gradient: Array) -> None:
+        if self._pending is None:
+            raise ArgumentError("backward: expected a forward(x, training=True) before it, got none")
+        (x, first_row), self._pending = self._pending, None
+        self._training_network.backward(x, first_row, dz, gradient, self._threads(len(x), 2 / 3))
+
+    def update(self, gradient: Array, scale: float, lr: float) -> None:
+        self._reserve(1)
+        # about 10 flops a parameter, bound by memory: shared out like a product of the same time
+        threads_ = threads.allowed(self.num_threads, 10 * self.plan.num_parameters)
+        status = self._training_network.update(gradient, scale, lr, threads_)
+        if status != _native.OK:
+            raise self._diverged(status, float(np.abs(gradient).max()) * scale)
+
+    def predict(self, x: Array, out: Array) -> None:
+        count = self._threads(len(x), 1 / 3)
+        arena = self._inference
+        self._inference_network.predict(x, out, _aligned(count * arena.nbytes), arena.nbytes, arena.rows, count)

@@ -1,0 +1,167 @@
+"""The exception family, and the did-you-mean that every unknown name and keyword gets."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+__all__ = [
+    "ArgumentError",
+    "BackendError",
+    "BusyError",
+    "CheckpointError",
+    "DTypeError",
+    "DataError",
+    "DivergenceError",
+    "FastbatchError",
+    "ShapeError",
+]
+
+
+class FastbatchError(Exception):
+    """Base of every error that fastbatch raises on purpose."""
+
+
+class ShapeError(FastbatchError, ValueError):
+    """An array has the wrong number of dimensions, rows or columns."""
+
+
+class DTypeError(FastbatchError, TypeError):
+    """An array has a dtype that cannot be used, such as object or complex."""
+
+
+class ArgumentError(FastbatchError, ValueError):
+    """A value is outside its range, or a name is unknown."""
+
+
+class DataError(FastbatchError, ValueError):
+    """The data holds something that cannot be trained on: NaN, Inf, a label out of range, a negative weight."""
+
+
+class BackendError(FastbatchError, RuntimeError):
+    """A backend, target or optional package is missing or cannot run what was asked for."""
+
+
+class CheckpointError(FastbatchError, ValueError):
+    """A file is not a fastbatch file, is damaged, or was written by a newer version."""
+
+
+class DivergenceError(FastbatchError, ArithmeticError):
+    """The loss or the gradient stopped being finite.
+
+    Parameters and optimizer slots are those that the failing step started from.
+
+    Attributes
+    ----------
+    step : int
+        The update that failed, counted from 1.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+    @classmethod
+    def at(cls, what: str, value: float, steps: int) -> DivergenceError:
+        """The error for the update after `steps` successful ones."""
+        return cls(
+            f"{what}: expected a finite number, got {value} at step {steps + 1}; parameters and optimizer state are "
+            "those the step started from (try a smaller lr, or scale the inputs)",
+            steps + 1,
+        )
+
+    def __reduce__(self):
+        return type(self), (self.args[0], self.step)
+
+
+class BusyError(FastbatchError, RuntimeError):
+    """Two threads used one trainer at the same time."""
+
+
+# What the neighbouring libraries call the same thing; consulted before spelling distance.
+_ELSEWHERE = {
+    "learning_rate": "lr",
+    "learning_rate_init": "lr",
+    "beta_1": "betas",
+    "beta_2": "betas",
+    "b1": "betas",
+    "b2": "betas",
+    "epsilon": "eps",
+    "alpha": "weight_decay",
+    "use_bias": "bias",
+    "kernel_initializer": "init",
+    "max_iter": "epochs",
+    "n_epochs": "epochs",
+    "max_epochs": "epochs",
+    "n_jobs": "num_threads",
+    "random_state": "seed",
+    "validation_fraction": "validation_split",
+    "binary_cross_entropy": "bce",
+    "binary_crossentropy": "bce",
+    "categorical_crossentropy": "cross_entropy",
+    "sparse_categorical_crossentropy": "cross_entropy",
+    "crossentropy": "cross_entropy",
+    "ce": "cross_entropy",
+    "log_loss": "cross_entropy",
+    "squared_error": "mse",
+    "mean_squared_error": "mse",
+    "l2": "mse",
+    "absolute_error": "mae",
+    "mean_absolute_error": "mae",
+    "l1": "mae",
+    "smooth_l1": "huber",
+    "swish": "silu",
+    "lrelu": "leaky_relu",
+    "acc": "accuracy",
+    "cpu": "c",
+    "native": "c",
+    "numpy": "reference",
+}
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest choice, or an empty string."""
+    choices = list(choices)
+    guess = _ELSEWHERE.get(name.lower())
+    if guess not in choices:
+        close = difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.6)
+        guess = close[0] if close else None
+    return f"; did you mean {guess!r}?" if guess else ""
+
+
+def unknown_name(kind: str, name: object, choices: Iterable[str]) -> ArgumentError:
+    """Build the error for a name that no registry row has."""
+    choices = sorted(choices)
+    hint = did_you_mean(name, choices) if isinstance(name, str) else ""
+    return ArgumentError(f"{kind}: expected one of {', '.join(choices)}; got {name!r}{hint}")
+
+
+F = TypeVar("F", bound=Callable)
+
+
+def named_keywords(function: F, name: str | None = None) -> F:
+    """Make an unknown keyword a TypeError with a did-you-mean. The signature stays visible to ``inspect``."""
+    known = [p for p in inspect.signature(function).parameters if p != "self"]
+    accepted = frozenset(known)
+    label = name or f"fastbatch.{function.__qualname__}"
+
+    @functools.wraps(function)
+    def checked(*args, **kwargs):
+        if not accepted.issuperset(kwargs):
+            unknown = next(k for k in kwargs if k not in accepted)
+            raise TypeError(f"{unknown!r} is not a parameter of {label}{did_you_mean(unknown, known)}")
+        return function(*args, **kwargs)
+
+    return checked  # type: ignore[return-value]
+
+
+C = TypeVar("C", bound=type)
+
+
+def named_fields(cls: C) -> C:
+    """Class decorator: :func:`named_keywords` for the constructor."""
+    cls.__init__ = named_keywords(cls.__init__, f"fastbatch.{cls.__name__}")  # type: ignore[misc]
+    return cls

@@ -1,0 +1,98 @@
+"""What this installation can do here, what it chooses, and why."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+
+from . import threads
+from ._version import __version__
+from .backends import backends, default_name, get
+
+__all__ = ["Info", "info"]
+
+
+class Info(dict):
+    """A dict whose text is the page that ``fastbatch info`` prints."""
+
+    def __str__(self) -> str:
+        lines = [
+            f"fastbatch {self['version']}, Python {self['python']}, NumPy {self['numpy']}, {self['platform']}",
+            f"cpu       {self['cpu']}",
+            f"threads   up to {self['num_threads']} ({self['num_threads_reason']})",
+            "backends  " + f"{self['backend']} ({self['backend_reason']})",
+        ]
+        for row in self["backends"]:
+            state = "available" if row["available"] else f"not available: {row['reason']}"
+            lines.append(f"            {row['name']:<10} {row['device']:<4} {state}")
+        if self["targets"]:
+            lines.append(f"targets   {self['target']} ({self['target_reason']})")
+            for name, usable in self["targets"].items():
+                lines.append(f"            {name:<10} {'usable' if usable else 'compiled, but this CPU lacks it'}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _threads_reason() -> str:
+    if threads.is_set():
+        return "set_num_threads"
+    for name in ("FASTBATCH_NUM_THREADS", "OMP_NUM_THREADS"):
+        if os.environ.get(name):
+            return f"environment {name}; {threads.available()} CPUs available"
+    return "CPUs available to this process; small steps use fewer, results do not depend on it"
+
+
+def info() -> Info:
+    """Version, CPU, threads, backends and targets: what is chosen and why.
+
+    Returns
+    -------
+    Info
+        A dict; ``print(fastbatch.info())`` is readable.
+    """
+    rows = backends()
+    wanted = default_name()
+    chosen = wanted if wanted != "auto" else next(str(row["name"]) for row in rows if row["available"])
+    if wanted != "auto":
+        why = "set_backend or environment FASTBATCH_BACKEND"
+    elif chosen == "c":
+        why = "the compiled kernels; float32 models, float64 models run on reference"
+    else:
+        why = "the compiled kernels are missing, see below; expect it to be 10 to 100 times slower"
+    found = Info(
+        version=__version__,
+        python=platform.python_version(),
+        numpy=np.__version__,
+        platform=f"{platform.system()} {platform.machine()}",
+        cpu=_cpu(),
+        num_threads=threads.get_num_threads(),
+        num_threads_reason=_threads_reason(),
+        backend=chosen,
+        backend_reason=why,
+        backends=rows,
+        target=None,
+        target_reason="",
+        targets={},
+    )
+    if rows[0]["available"]:
+        from . import _native
+
+        forced = os.environ.get("FASTBATCH_TARGET")
+        found["targets"] = _native.targets()
+        found["target"] = get("c").target  # type: ignore[attr-defined]
+        found["target_reason"] = "environment FASTBATCH_TARGET" if forced else "the best that this CPU can run"
+    return found

@@ -1,0 +1,355 @@
+"""Sequential and MLP: a list of layers and one flat buffer with all their parameters."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from . import ops
+from .errors import ArgumentError, CheckpointError, FastbatchError, ShapeError, named_keywords
+from .layers import LAYERS, Activation, Dense, Dropout, Layer
+
+__all__ = ["MLP", "Sequential", "load"]
+
+FORMAT_VERSION = 1
+_DTYPES = ("float32", "float64")
+
+
+class Sequential:
+    """A stack of layers on one flat parameter buffer.
+
+    Parameters
+    ----------
+    layers : sequence of Layer
+    input_size : int
+        Number of input features, I.
+    seed : int, default 0
+        Seed of the initial weights.
+    dtype : {"float32", "float64"}, default "float32"
+
+    Attributes
+    ----------
+    parameters : (N,) ndarray
+        All parameters: w then b of every Dense in order, no padding. A live view: it shows every update as soon as the
+        call that made it returns, and what is written through it is seen by the next call.
+    weights : list of (w (I, O), b (O,) or None)
+        Views into `parameters`, one pair per Dense.
+    num_parameters : int
+    loss : Loss or None
+        The loss that the model was trained with; ``predict_proba`` follows it.
+
+    Raises
+    ------
+    ArgumentError
+        For an empty list, something that is not a layer, or a bad input_size, seed or dtype.
+    """
+
+    # predict needs a backend, which stands above this module; program.py hands it down
+    _predict: ClassVar[Callable[[Sequential, object, int | None, bool], np.ndarray]]
+
+    @named_keywords
+    def __init__(self, layers: Sequence[Layer], *, input_size: int, seed: int = 0, dtype: str = "float32") -> None:
+        self.layers = tuple(layers)
+        for i, layer in enumerate(self.layers):
+            if not isinstance(layer, Layer):
+                raise ArgumentError(f"Sequential: expected layers, got {layer!r} at position {i}")
+        if not any(isinstance(layer, Dense) for layer in self.layers):
+            raise ArgumentError("Sequential: expected at least one Dense layer, got none")
+        if isinstance(input_size, bool) or not isinstance(input_size, (int, np.integer)) or input_size < 1:
+            raise ArgumentError(f"Sequential(input_size=): expected an integer >= 1, got {input_size!r}")
+        self.input_size = int(input_size)
+        self.seed = as_seed("Sequential(seed=)", seed)
+        self.dtype = as_dtype(dtype)
+        self.loss: ops.Loss | None = None
+        self._allocate()
+        self._initialize()
+
+    def _allocate(self) -> None:
+        shapes, width = [], self.input_size
+        for layer in self.layers:
+            if isinstance(layer, Dense):
+                shapes.append((width, layer.units, layer.bias))
+                width = layer.units
+        self.output_size = width
+        self._parameters = np.zeros(sum(i * o + o * bias for i, o, bias in shapes), self.dtype)
+        self._weights, offset = [], 0
+        for i, o, bias in shapes:
+            w = self._parameters[offset : offset + i * o].reshape(i, o)
+            offset += i * o
+            b = self._parameters[offset : offset + o] if bias else None
+            offset += o * bias
+            self._weights.append((w, b))
+
+    def _initialize(self) -> None:
+        dense = [k for k, layer in enumerate(self.layers) if isinstance(layer, Dense)]
+        for number, (k, (w, _)) in enumerate(zip(dense, self._weights)):
+            layer, behind = self.layers[k], self.layers[k + 1 : k + 2]
+            name = layer.activation
+            if name == "identity" and behind and isinstance(behind[0], Activation):
+                name = behind[0].name
+            draw = ops.get_initializer(layer.init, ops.get_activation(name).gain)
+            w[:] = draw(ops.random.generator(self.seed, number), *w.shape)
+
+    @property
+    def parameters(self) -> np.ndarray:
+        return self._parameters
+
+    @property
+    def weights(self) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        return list(self._weights)
+
+    @property
+    def num_parameters(self) -> int:
+        return self._parameters.size
+
+    def get_weights(self) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """Copies of the weights, one (w, b) pair per Dense."""
+        return [(w.copy(), None if b is None else b.copy()) for w, b in self._weights]
+
+    def set_weights(self, weights: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> None:
+        """Copy `weights`, as :meth:`get_weights` gives them, into the model.
+
+        Raises
+        ------
+        ShapeError
+            When the number of pairs or a shape differs; nothing is changed then.
+        """
+        weights = list(weights)
+        if len(weights) != len(self._weights):
+            raise ShapeError(f"set_weights: expected {len(self._weights)} pairs (w, b), got {len(weights)}")
+        new = []
+        for k, (pair, (w, b)) in enumerate(zip(weights, self._weights)):
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise ShapeError(f"set_weights: expected a pair (w, b), got {type(pair).__name__}: Dense {k}")
+            for name, value, own in zip("wb", pair, (w, b)):
+                got, expected = (None if v is None else np.shape(v) for v in (value, own))
+                if got != expected:
+                    raise ShapeError(f"set_weights: expected {name} {expected}, got {got}: Dense {k}")
+                if own is not None:
+                    new.append((own, np.asarray(value, self.dtype)))
+        for own, value in new:
+            own[:] = value
+
+    def predict(self, X, batch_size: int | None = None, validate: bool = True) -> np.ndarray:
+        """Outputs of the last layer, (n, O); dropout is off. Safe from many threads at once.
+
+        Parameters
+        ----------
+        X : (n, I) array_like
+        batch_size : int, optional
+            Rows per block; bounds memory and changes nothing else.
+        validate : bool, default True
+            False skips the checks for a C-contiguous (n, I) array of the model's dtype.
+
+        Raises
+        ------
+        ShapeError, DTypeError
+            When X is not a real (n, I) array.
+        """
+        return Sequential._predict(self, X, batch_size, validate)
+
+    def predict_proba(self, X, batch_size: int | None = None, validate: bool = True) -> np.ndarray:
+        """Probabilities, (n, O): softmax or sigmoid, as the loss the model was trained with says.
+
+        Raises
+        ------
+        ArgumentError
+            When the model was not trained, or with a loss that predicts no probabilities.
+        """
+        if self.loss is None:
+            raise ArgumentError(
+                "predict_proba: expected a model trained with cross_entropy or bce, got an untrained one"
+            )
+        return self.loss.probabilities(self.predict(X, batch_size, validate))
+
+    def summary(self) -> str:
+        """One line per layer: description, output width, parameters."""
+        lines = [f"{'layer':<48}{'outputs':>8}{'parameters':>12}"]
+        weights, width = iter(self._weights), self.input_size
+        for layer in self.layers:
+            count = 0
+            if isinstance(layer, Dense):
+                w, b = next(weights)
+                width, count = layer.units, w.size + (0 if b is None else b.size)
+            lines.append(f"{layer!s:<48}{width:>8}{count:>12,}")
+        lines.append(f"{self.input_size} inputs, {self.num_parameters:,} parameters, {self.dtype}")
+        return "\n".join(lines)
+
+    __repr__ = summary
+
+    def copy(self) -> Sequential:
+        """An independent model with the same layers, values and loss."""
+        return copy.deepcopy(self)
+
+    def __getstate__(self) -> dict:
+        state = self.__dict__.copy()
+        del state["_weights"]
+        return state
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        values = state["_parameters"]
+        self._allocate()
+        self._parameters[:] = values
+
+    def __deepcopy__(self, memo: dict) -> Sequential:
+        twin = object.__new__(type(self))
+        twin.__setstate__(self.__getstate__())
+        return twin
+
+    def __copy__(self) -> Sequential:
+        return copy.deepcopy(self)  # a shallow copy would share the buffer, and a write to one would train the other
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write one safetensors file: tensors ``"<Dense>.w"``, ``"<Dense>.b"`` and the description in its metadata.
+
+        The file is written beside `path` and renamed, so that `path` is either the old or the new file.
+        """
+        from safetensors.numpy import save
+
+        tensors = {}
+        for k, (w, b) in enumerate(self._weights):
+            tensors[f"{k}.w"] = w
+            if b is not None:
+                tensors[f"{k}.b"] = b
+        description = {
+            "layers": [[type(layer).__name__, asdict(layer)] for layer in self.layers],
+            "input_size": self.input_size,
+            "seed": self.seed,
+            "dtype": self.dtype,
+            "loss": None if self.loss is None else [self.loss.name, asdict(self.loss)],
+        }
+        metadata = {"format": "fastbatch", "format_version": str(FORMAT_VERSION), "model": json.dumps(description)}
+        write_atomically(path, save(tensors, metadata))
+
+
+def as_seed(where: str, seed: object) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
+        raise ArgumentError(f"{where}: expected an integer in [0, 2**64), got {seed!r}")
+    return int(seed)
+
+
+def as_dtype(dtype: object) -> str:
+    try:
+        name = None if dtype is None else np.dtype(dtype).name  # type: ignore[call-overload]
+    except TypeError:
+        name = None
+    if name not in _DTYPES:
+        raise ArgumentError(f"dtype: expected one of {', '.join(_DTYPES)}; got {dtype!r}")
+    return name
+
+
+def write_atomically(path: str | os.PathLike, data: bytes) -> None:
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load(path: str | os.PathLike) -> Sequential:
+    """Read a model that :meth:`Sequential.save` wrote.
+
+    Raises
+    ------
+    CheckpointError
+        When the file is damaged, is not fastbatch's, or has a newer format version.
+    FileNotFoundError
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(os.fspath(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != "fastbatch":
+                raise CheckpointError(f"{path}: expected a model saved by fastbatch, got another safetensors file")
+            version = int(metadata["format_version"])
+            if version > FORMAT_VERSION:
+                raise CheckpointError(
+                    f"{path}: expected format version {FORMAT_VERSION} or older, got {version}, from a newer fastbatch"
+                )
+            keys = file.keys()  # not a dict: it cannot be iterated itself
+            return _build(json.loads(metadata["model"]), {key: file.get_tensor(key) for key in keys})
+    except (SafetensorError, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise CheckpointError(f"{path}: expected a safetensors file, got something unreadable: {error}") from error
+    except (FastbatchError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: the description of the model is damaged: {error}") from error
+
+
+def _build(description: dict, tensors: dict[str, np.ndarray]) -> Sequential:
+    layers = [LAYERS[name](**fields) for name, fields in description["layers"]]
+    model = Sequential(
+        layers, input_size=description["input_size"], seed=description["seed"], dtype=description["dtype"]
+    )
+    model.set_weights([(tensors[f"{k}.w"], tensors.get(f"{k}.b")) for k in range(len(model._weights))])
+    if description["loss"] is not None:
+        name, fields = description["loss"]
+        model.loss = ops.LOSSES[name](**fields)
+    return model
+
+
+@named_keywords
+def MLP(
+    sizes: Sequence[int],
+    *,
+    activation: str = "relu",
+    dropout: float = 0.0,
+    init: str = "auto",
+    seed: int = 0,
+    dtype: str = "float32",
+) -> Sequential:
+    """Multi-layer perceptron: Dense, activation and dropout for every hidden layer, a linear Dense at the end.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Widths from the inputs to the outputs, at least two.
+    activation : str, default "relu"
+        Of the hidden layers.
+    dropout : float, default 0.0
+        Rate behind every hidden layer.
+    init : str, default "auto"
+    seed : int, default 0
+    dtype : {"float32", "float64"}, default "float32"
+
+    Returns
+    -------
+    Sequential
+
+    Raises
+    ------
+    ArgumentError
+        For fewer than two sizes, or a bad value.
+    """
+    sizes = list(sizes)
+    if len(sizes) < 2:
+        raise ArgumentError(f"MLP(sizes=): expected at least an input and an output width, got {sizes!r}")
+    layers: list[Layer] = []
+    for units in sizes[1:-1]:
+        layers.append(Dense(units, activation=activation, init=init))
+        if dropout:
+            layers.append(Dropout(dropout))
+    ops.get_activation(activation)
+    Dropout(dropout)
+    layers.append(Dense(sizes[-1], init=init))
+    return Sequential(layers, input_size=sizes[0], seed=seed, dtype=dtype)

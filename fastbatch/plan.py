@@ -1,0 +1,221 @@
+"""Plan: the stages, offsets and bytes of one program. Pure functions of the description; nothing is allocated here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from . import ops
+from .layers import Activation, Dense, Dropout
+from .model import Sequential
+
+__all__ = ["STAGE_FIELDS", "Arena", "Plan", "Stage", "inference_arena", "make_plan", "training_arena"]
+
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+
+
+@dataclass(frozen=True)
+class Stage:
+    """``[dense] [activation] [dropout]``: the canonical part of a network. Each of the three may be absent.
+
+    Attributes
+    ----------
+    inputs, outputs : int
+        Widths; equal where there is no dense part.
+    w, b : int or None
+        Offsets into the parameter buffer, in elements.
+    activation : ops.Activation
+    threshold : int
+        Dropout keeps a unit when its random byte is below this; 256 keeps all.
+    layer : int
+        Index of the Dropout in the model; keys its random numbers.
+    needs_dx : bool
+        Whether the gradient with respect to the stage's input is used by an earlier dense part.
+    """
+
+    inputs: int
+    outputs: int
+    w: int | None
+    b: int | None
+    activation: ops.Activation
+    threshold: int
+    layer: int
+    needs_dx: bool
+
+    @property
+    def has_dense(self) -> bool:
+        return self.w is not None
+
+    @property
+    def has_dropout(self) -> bool:
+        return self.threshold < 256
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one program computes: stages, loss and optimizer rule. Backends read nothing else about the model."""
+
+    stages: tuple[Stage, ...]
+    dtype: str
+    loss: ops.Loss
+    optimizer: ops.Optimizer
+    num_parameters: int
+
+    @property
+    def inputs(self) -> int:
+        return self.stages[0].inputs
+
+    @property
+    def outputs(self) -> int:
+        return self.stages[-1].outputs
+
+    @property
+    def slots(self) -> int:
+        return self.optimizer.slots
+
+    @property
+    def flops_per_row(self) -> int:
+        """Multiply-adds of one training row counted as two: forward, weight gradient, input gradient where needed."""
+        return sum(2 * s.inputs * s.outputs * (3 if s.needs_dx else 2) for s in self.stages if s.has_dense)
+
+
+def make_plan(model: Sequential, loss: ops.Loss, optimizer: ops.Optimizer) -> Plan:
+    """Lower the layers of `model` to stages."""
+    identity = ops.get_activation("identity")
+    stages: list[Stage] = []
+    width, offset, seen_dense = model.input_size, 0, False
+    room = 0  # what may still join the open stage: 2 activation and dropout, 1 dropout, 0 nothing
+    for index, layer in enumerate(model.layers):
+        if isinstance(layer, Dense):
+            b = offset + width * layer.units
+            activation = ops.get_activation(layer.activation)
+            stages.append(
+                Stage(width, layer.units, offset, b if layer.bias else None, activation, 256, 0, needs_dx=seen_dense)
+            )
+            width, offset, seen_dense = layer.units, b + layer.units * layer.bias, True
+            room = 2 if activation is identity else 1
+            continue
+        needed = 2 if isinstance(layer, Activation) else 1
+        if room < needed:
+            stages.append(Stage(width, width, None, None, identity, 256, 0, needs_dx=seen_dense))
+        room = needed - 1
+        if isinstance(layer, Activation):
+            stages[-1] = replace(stages[-1], activation=ops.get_activation(layer.name))
+        elif isinstance(layer, Dropout):
+            stages[-1] = replace(stages[-1], threshold=ops.random.dropout_threshold(layer.rate), layer=index)
+    return Plan(tuple(stages), model.dtype, loss, optimizer, offset)
+
+
+# -- memory of the fused program ---------------------------------------------------------------------------------------
+
+# The fields of `fb_stage` in csrc/fastbatch.h, all int64, in order. Offsets into parameters and arena are in bytes,
+# leading dimensions in elements; -1 is absent.
+STAGE_FIELDS = (
+    "inputs", "outputs", "w", "b", "activation", "threshold", "layer",
+    "x", "x_ld", "out", "out_ld", "z", "a", "saved", "dz", "wt", "wt_ld",
+)  # fmt: skip
+STAGE_DTYPE = np.dtype([(name, np.int64) for name in STAGE_FIELDS])
+
+
+@dataclass(frozen=True)
+class Arena:
+    """Where everything lies in one block of memory, for at most `rows` rows.
+
+    Attributes
+    ----------
+    rows, nbytes : int
+    stages : structured ndarray of STAGE_DTYPE
+    y, row_loss, row_weight, row_share, gradient : int
+        Byte offsets of the gathered targets (rows, ld), of each row's loss, weight and share of the total weight
+        (float64), and of the unfused gradient (N,).
+    purposes : dict of str to int
+        Bytes by purpose.
+    """
+
+    rows: int
+    nbytes: int
+    stages: np.ndarray
+    y: int
+    row_loss: int
+    row_weight: int
+    row_share: int
+    gradient: int
+    purposes: dict[str, int]
+
+
+class _Carver:
+    """Hands out aligned byte ranges, and remembers what for."""
+
+    def __init__(self) -> None:
+        self.nbytes, self.purposes = 0, {}
+
+    def take(self, purpose: str, nbytes: int) -> int:
+        offset = self.nbytes
+        taken = -(-nbytes // ALIGNMENT) * ALIGNMENT
+        self.nbytes += taken
+        self.purposes[purpose] = self.purposes.get(purpose, 0) + taken
+        return offset
+
+
+def leading_dimension(width: int, dtype: str) -> int:
+    """Row stride in elements: whole cache lines, so that every vector of a row may be loaded and stored in full."""
+    per_line = ALIGNMENT // np.dtype(dtype).itemsize
+    return -(-width // per_line) * per_line
+
+
+def _stage_table(plan: Plan, activation_index: dict[str, int]) -> np.ndarray:
+    size = np.dtype(plan.dtype).itemsize
+    table = np.full(len(plan.stages), -1, STAGE_DTYPE)
+    for row, stage in zip(table, plan.stages):
+        row["inputs"], row["outputs"] = stage.inputs, stage.outputs
+        row["w"] = -1 if stage.w is None else stage.w * size
+        row["b"] = -1 if stage.b is None else stage.b * size
+        row["activation"] = activation_index[stage.activation.name]
+        row["threshold"], row["layer"] = stage.threshold, stage.layer
+        row["x_ld"] = leading_dimension(stage.inputs, plan.dtype)
+        row["out_ld"] = leading_dimension(stage.outputs, plan.dtype)
+        row["wt_ld"] = row["x_ld"]
+    return table
+
+
+def training_arena(plan: Plan, rows: int, activation_index: dict[str, int]) -> Arena:
+    """Memory of forward, backward and update for batches of at most `rows` rows."""
+    size, carve = np.dtype(plan.dtype).itemsize, _Carver()
+    table = _stage_table(plan, activation_index)
+    table[0]["x"] = carve.take("activations", rows * int(table[0]["x_ld"]) * size)
+    for k, (row, stage) in enumerate(zip(table, plan.stages)):
+        block = rows * int(row["out_ld"]) * size
+        if k > 0:
+            row["x"] = table[k - 1]["out"]
+        row["out"] = row["z"] = row["a"] = carve.take("activations", block)
+        row["dz"] = carve.take("deltas", block)
+        saves = stage.activation.saves
+        if saves == "z" and stage.has_dense:
+            row["z"] = row["saved"] = carve.take("activations", block)
+        elif saves == "z":
+            row["saved"] = row["x"]
+        elif saves == "a" and stage.has_dropout:
+            row["z"] = row["a"] = row["saved"] = carve.take("activations", block)
+        elif saves == "a":
+            row["saved"] = row["out"]
+        if stage.has_dense and stage.needs_dx:
+            row["wt"] = carve.take("transposed weights", stage.outputs * int(row["wt_ld"]) * size)
+    out_ld = int(table[-1]["out_ld"])
+    y = carve.take("targets", rows * out_ld * size)
+    row_loss, row_weight, row_share = (carve.take("rows", rows * 8) for _ in range(3))
+    gradient = carve.take("gradient", plan.num_parameters * size)
+    return Arena(rows, carve.nbytes, table, y, row_loss, row_weight, row_share, gradient, carve.purposes)
+
+
+def inference_arena(plan: Plan, rows: int, activation_index: dict[str, int]) -> Arena:
+    """Memory of a forward pass without backward: two buffers that the stages use in turn."""
+    size, carve = np.dtype(plan.dtype).itemsize, _Carver()
+    table = _stage_table(plan, activation_index)
+    widest = max(int(row["out_ld"]) for row in table)
+    buffers = [carve.take("activations", rows * widest * size) for _ in range(2)]
+    for k, row in enumerate(table):
+        row["x"] = -1 if k == 0 else table[k - 1]["out"]
+        row["out"] = row["z"] = row["a"] = buffers[k % 2]
+        row["threshold"] = 256
+    return Arena(rows, carve.nbytes, table, -1, -1, -1, -1, -1, carve.purposes)

@@ -1,0 +1,196 @@
+"""Programs for any backend: forward, gradients, step and run composed from the four kernels.
+
+A backend that is fast on its own offers a fused program; its contract is to equal this composition within the bounds.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from . import ops
+from .backends import default_name, select
+from .checks import as_inputs, count
+from .errors import ArgumentError, DivergenceError
+from .model import Sequential
+from .plan import Plan, Stage, make_plan
+from .protocol import Backend, Feed, Program, State, Sums
+
+__all__ = ["ComposedProgram", "make_program", "predict"]
+
+Array = np.ndarray
+
+
+@dataclass
+class _Trace:
+    """What forward leaves for backward, one per stage."""
+
+    stage: Stage
+    x: Array
+    saved: Array | None
+    mask: Array | None
+
+
+class ComposedProgram:
+    """The program protocol from the four kernels; the specification of every fused run."""
+
+    threads_used = 1
+
+    def __init__(self, plan: Plan, kernels: Backend, state: State) -> None:
+        self.plan, self.kernels, self.state = plan, kernels, state
+        self._pending: list[_Trace] | None = None
+
+    def _affine(self, stage: Stage, flat: Array) -> tuple[Array, Array | None]:
+        i, o = stage.inputs, stage.outputs
+        w = flat[stage.w : stage.w + i * o].reshape(i, o)
+        return w, None if stage.b is None else flat[stage.b : stage.b + o]
+
+    def _forward(self, x: Array, first_row: int, training: bool) -> tuple[Array, list[_Trace]]:
+        traces = []
+        for stage in self.plan.stages:
+            saves = stage.activation.saves
+            a = np.empty((len(x), stage.outputs), x.dtype)
+            z = np.empty_like(a) if saves == "z" else None
+            if stage.has_dense:
+                w, b = self._affine(stage, self.state.parameters)
+                self.kernels.dense_forward(x, w, b, stage.activation, a, z)
+            else:
+                a[...] = stage.activation.value(x)
+                z = x
+            saved, mask = {"none": None, "a": a, "z": z}[saves], None
+            if training and stage.has_dropout:
+                rows = np.arange(first_row, first_row + len(x))
+                mask = ops.random.dropout_mask(
+                    self.state.seed, int(self.state.steps[0]), stage.layer, rows, stage.outputs, stage.threshold
+                )
+                a = self._masked(a, mask, stage)
+            traces.append(_Trace(stage, x, saved, mask))
+            x = a
+        return x, traces
+
+    def _masked(self, a: Array, mask: Array, stage: Stage) -> Array:
+        return np.where(mask, a * a.dtype.type(256 / stage.threshold), 0).astype(a.dtype, copy=False)
+
+    def _backward(self, da: Array, traces: list[_Trace], gradient: Array) -> None:
+        for trace in reversed(traces):
+            stage = trace.stage
+            if trace.mask is not None:
+                da = self._masked(da, trace.mask, stage)
+            if stage.has_dense:
+                w, _ = self._affine(stage, self.state.parameters)
+                dw, db = self._affine(stage, gradient)
+                dx = np.empty_like(trace.x) if stage.needs_dx else None
+                self.kernels.dense_backward(da, trace.x, w, trace.saved, stage.activation, dw, db, dx)
+                if dx is None:
+                    return
+                da = dx
+            elif stage.activation.saves != "none":
+                da = da * stage.activation.slope(trace.saved)
+
+    def _batch(self, feed: Feed, rows: slice) -> tuple[Array, Array, Array | None]:
+        index = rows if feed.order is None else feed.order[rows]
+        return feed.x[index], feed.y[index], None if feed.weight is None else feed.weight[index]
+
+    def run(self, feed: Feed, first: int, last: int, lr: float, budget: float, sums: Sums) -> int:
+        deadline = time.monotonic() + budget
+        self._pending = None
+        for step in range(first, last):
+            rows = slice(step * feed.batch, min((step + 1) * feed.batch, feed.rows))
+            x, y, weight = self._batch(feed, rows)
+            outputs, traces = self._forward(x, 0, training=True)
+            da = np.empty_like(outputs)
+            batch = self.kernels.loss(outputs, y, self.plan.loss, weight, da)
+            if not np.isfinite(batch.loss):
+                raise DivergenceError.at("loss", batch.mean(), int(self.state.steps[0]))
+            gradient = np.zeros(self.plan.num_parameters, x.dtype)
+            self._backward(da, traces, gradient)
+            self.update(gradient, 1 / batch.weight if batch.weight else 0.0, lr)
+            if feed.outputs is not None:
+                feed.outputs[rows] = outputs
+            sums.loss += batch.loss
+            sums.weight += batch.weight
+            if time.monotonic() >= deadline:
+                return step + 1
+        return last
+
+    def accumulate(self, feed: Feed, first_row: int, gradient: Array) -> Sums:
+        x, y, weight = self._batch(feed, slice(0, feed.rows))
+        outputs, traces = self._forward(x, first_row, training=True)
+        da = np.empty_like(outputs)
+        sums = self.kernels.loss(outputs, y, self.plan.loss, weight, da)
+        self._backward(da, traces, gradient)
+        return sums
+
+    def forward(self, x: Array, first_row: int, training: bool) -> Array:
+        # a copy: backward reads x again, and the caller may have refilled his buffer by then
+        outputs, traces = self._forward(x.copy(), first_row, training)
+        self._pending = traces if training else None
+        return outputs
+
+    def backward(self, dz: Array, gradient: Array) -> None:
+        if self._pending is None:
+            raise ArgumentError("backward: expected a forward(x, training=True) before it, got none")
+        traces, self._pending = self._pending, None
+        self._backward(dz, traces, gradient)
+
+    def update(self, gradient: Array, scale: float, lr: float) -> None:
+        gradient = gradient * gradient.dtype.type(scale)
+        if not np.isfinite(gradient).all():
+            bad = gradient[~np.isfinite(gradient)][0]
+            raise DivergenceError.at("gradient", float(bad), int(self.state.steps[0]))
+        t = int(self.state.steps[0]) + 1
+        self.kernels.update(self.plan.optimizer, self.state.parameters, gradient, self.state.slots, t, lr)
+        self.state.steps[0] = t
+
+    def predict(self, x: Array, out: Array) -> None:
+        out[...] = self._forward(x, 0, training=False)[0]
+
+
+def make_program(
+    plan: Plan, state: State, backend: str = "auto", num_threads: int | None = None
+) -> tuple[str, Program]:
+    """The backend that runs `plan`, by name, and its program: fused where offered, composed otherwise.
+
+    Raises
+    ------
+    BackendError
+        When the backend is unknown, missing, or does not support the plan.
+    """
+    chosen = select(backend, plan)
+    program = chosen.program(plan, state, num_threads)
+    return chosen.name, ComposedProgram(plan, chosen, state) if program is None else program
+
+
+# Programs for model.predict, made on first use. A program holds the model's buffer, not the model.
+_inference: WeakKeyDictionary[Sequential, tuple[str, Program]] = WeakKeyDictionary()
+
+
+def _inference_program(model: Sequential) -> Program:
+    wanted = default_name()
+    cached = _inference.get(model)
+    if cached is None or cached[0] != wanted:
+        plan = make_plan(model, ops.get_loss("mse"), ops.SGD())
+        state = State(model.parameters, np.empty((0, plan.num_parameters), model.dtype), np.zeros(1, np.int64), 0)
+        cached = _inference[model] = wanted, make_program(plan, state)[1]
+    return cached[1]
+
+
+# Rows whose activations are alive together in predict: enough to amortise a call, small enough for the caches.
+PREDICT_ROWS = 4096
+
+
+def predict(model: Sequential, X, batch_size: int | None = None, validate: bool = True) -> Array:
+    """See :meth:`fastbatch.Sequential.predict`."""
+    x = as_inputs(X, model.input_size, model.dtype, "X", empty=True) if validate else X
+    block = PREDICT_ROWS if batch_size is None else count("batch_size", batch_size)
+    out = np.empty((len(x), model.output_size), model.dtype)
+    program = _inference_program(model)
+    for start in range(0, len(x), block):
+        program.predict(x[start : start + block], out[start : start + block])
+    return out
+
+
+Sequential._predict = staticmethod(predict)

@@ -1,0 +1,148 @@
+"""What a backend is: four kernels, a statement of what it supports and, where it chooses, a fused program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from . import ops
+from .plan import Plan
+
+__all__ = ["Backend", "Feed", "Program", "State", "Sums"]
+
+Array = np.ndarray
+
+
+@dataclass
+class State:
+    """The numbers that training changes. One owner, the trainer; programs hold references.
+
+    Attributes
+    ----------
+    parameters : (N,) ndarray
+        The model's own buffer.
+    slots : (S, N) ndarray
+        Optimizer state.
+    steps : (1,) ndarray of int64
+        Updates made so far. Programs count here, in memory, so that no interrupt can separate it from the parameters.
+    seed : int
+        Key of the dropout masks.
+    """
+
+    parameters: Array
+    slots: Array
+    steps: Array
+    seed: int
+
+
+@dataclass
+class Feed:
+    """Rows to visit, as a program takes them: validated, converted, rows contiguous.
+
+    Attributes
+    ----------
+    x : (n, I) ndarray of the plan's dtype
+    y : (n,) ndarray of int64, (n, O) ndarray of the plan's dtype, or None
+    weight : (n,) ndarray of float64, or None
+    order : (m,) ndarray of int64, or None for all rows in order
+    batch : int
+        Rows per step; the last step takes what is left.
+    outputs : (m, O) ndarray, optional
+        Filled with the outputs before each update, in the order visited.
+    """
+
+    x: Array
+    y: Array | None = None
+    weight: Array | None = None
+    order: Array | None = None
+    batch: int = 1
+    outputs: Array | None = None
+
+    @property
+    def rows(self) -> int:
+        return len(self.x if self.order is None else self.order)
+
+    @property
+    def steps(self) -> int:
+        return -(-self.rows // self.batch)
+
+
+@dataclass
+class Sums:
+    """Weighted sums over the rows visited; additive over batches."""
+
+    loss: float = 0.0
+    weight: float = 0.0
+
+    def mean(self) -> float:
+        """Loss per unit of weight; 0 where the weight is 0."""
+        return self.loss / self.weight if self.weight else 0.0
+
+
+class Program(Protocol):
+    """One network with its loss and optimizer, ready to run. Gradients are sums: nothing has divided them."""
+
+    threads_used: int
+
+    def run(self, feed: Feed, first: int, last: int, lr: float, budget: float, sums: Sums) -> int:
+        """Make the updates `first` to `last` (exclusive) of one pass over `feed`.
+
+        Stops early, between two updates, once `budget` seconds have passed, and returns the index of the next step.
+        Adds to `sums`. Raises DivergenceError before the failing update changes anything.
+        """
+
+    def accumulate(self, feed: Feed, first_row: int, gradient: Array) -> Sums:
+        """Add the gradient sums of all rows of `feed`, taken as one piece of a logical batch, to `gradient` (N,)."""
+
+    def forward(self, x: Array, first_row: int, training: bool) -> Array:
+        """Outputs (B, O); with `training`, dropout is on and what backward needs is kept."""
+
+    def backward(self, dz: Array, gradient: Array) -> None:
+        """Add the gradient of ``sum(dz * outputs)`` of the last training forward to `gradient` (N,)."""
+
+    def update(self, gradient: Array, scale: float, lr: float) -> None:
+        """One optimizer update from ``scale * gradient``. Raises DivergenceError when that is not finite."""
+
+    def predict(self, x: Array, out: Array) -> None:
+        """Outputs with dropout off, into `out` (n, O). Safe from many threads at once."""
+
+
+class Backend(Protocol):
+    """The four kernels. Outputs belong to the caller; inputs are trusted, `checks` has seen them."""
+
+    name: str
+
+    def supports(self, plan: Plan) -> str | None:
+        """None, or the reason why this backend cannot run `plan`."""
+
+    def dense_forward(
+        self, x: Array, w: Array, b: Array | None, activation: ops.Activation, a: Array, z: Array | None
+    ) -> None:
+        """``a = activation(x @ w + b)``, shapes (B, I), (I, O), (O,), (B, O); also writes z (B, O) when given."""
+
+    def dense_backward(
+        self,
+        da: Array,
+        x: Array,
+        w: Array,
+        saved: Array | None,
+        activation: ops.Activation,
+        dw: Array,
+        db: Array | None,
+        dx: Array | None,
+    ) -> None:
+        """``dz = da * slope(saved)``; dw (I, O) and db (O,) are added to, dx (B, I) is written when given."""
+
+    def loss(self, a: Array, y: Array, loss: ops.Loss, weight: Array | None, da: Array) -> Sums:
+        """Weighted sums of the loss; `da` (B, O) is the gradient of the loss sum."""
+
+    def update(self, optimizer: ops.Optimizer, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
+        """Update p (N,) and slots (S, N) in place from the gradient g (N,); t counts updates from 1."""
+
+    def permutation(self, n: int, seed: int, epoch: int) -> Array:
+        """Shuffle of 0 .. n-1 (n,) int64, as :func:`fastbatch.ops.random.permutation` defines it."""
+
+    def program(self, plan: Plan, state: State, num_threads: int | None) -> Program | None:
+        """A fused program, or None: `fastbatch.program` then composes one from the four kernels."""

@@ -1,0 +1,527 @@
+"""The trainer: a model, a loss, an optimizer and their state; epochs, validation, callbacks, history."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import checks, ops
+from ..backends import get as get_backend
+from ..data.orders import epoch_order
+from ..data.splits import validation_split as split_rows
+from ..errors import ArgumentError, BusyError, DivergenceError, ShapeError, named_keywords
+from ..model import Sequential, as_seed
+from ..plan import make_plan
+from ..program import PREDICT_ROWS, make_program
+from ..protocol import Feed, State, Sums
+from .callbacks import Callback, bar_for
+from .history import History
+
+__all__ = ["Trainer"]
+
+Array = np.ndarray
+
+# Seconds that one call into a program may take before Python looks at signals, bars and callbacks.
+CHUNK = 0.05
+
+
+class _Exclusive:
+    """A lock that refuses instead of waiting; the thread that holds it may enter again (callbacks)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise BusyError(
+                "trainer: expected one thread at a time, got a second one; give every thread a trainer of its own "
+                "(model.predict may be shared)"
+            )
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.release()
+
+
+@dataclass
+class _Data:
+    """Rows that have passed the door."""
+
+    x: Array
+    y: Array
+    weight: Array | None
+
+    def take(self, rows: Array) -> _Data:
+        return _Data(self.x[rows], self.y[rows], None if self.weight is None else self.weight[rows])
+
+
+class Trainer:
+    """Trains a model.
+
+    Parameters
+    ----------
+    model : Sequential
+        Trained in place; its views stay current.
+    loss : str or Loss, default "cross_entropy"
+    optimizer : str or Optimizer, optional
+        Default ``Adam(lr=1e-3)``.
+    metrics : sequence of str, default ()
+        Reported per epoch beside the loss; "accuracy", "mse", "mae".
+    backend : str, default "auto"
+        "c", "reference", or the first that is available and supports the model.
+    num_threads : int, optional
+        Upper bound; the library uses fewer where more would not pay. Results are the same bits for any number.
+    seed : int, default 0
+        Of shuffles, dropout and splits.
+
+    Attributes
+    ----------
+    model, loss, optimizer : the descriptions
+    backend : str
+        The backend that runs.
+    steps : int
+        Updates made so far.
+    epochs : int
+        Epochs completed so far; shuffles go on from here.
+    history : History
+        Of the last fit, also after it was interrupted.
+    stop_training : bool
+        Set it in a callback to end the fit.
+    threads_used : int
+        Threads that the last fit or step ran on.
+
+    Raises
+    ------
+    ArgumentError
+        For an unknown name or a value outside its range.
+    BackendError
+        When the backend is missing or cannot run the model.
+    """
+
+    @named_keywords
+    def __init__(
+        self,
+        model: Sequential,
+        loss: str | ops.Loss = "cross_entropy",
+        optimizer: str | ops.Optimizer | None = None,
+        metrics: str | Sequence[str] = (),
+        *,
+        backend: str = "auto",
+        num_threads: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(model, Sequential):
+            raise ArgumentError(f"Trainer(model=): expected a Sequential or MLP, got {type(model).__name__}")
+        self.model = model
+        self.loss = ops.get_loss(loss)
+        self.optimizer = ops.get_optimizer(optimizer)
+        self.metrics = tuple(ops.get_metrics(metrics, self.loss))
+        self.num_threads = None if num_threads is None else checks.count("num_threads", num_threads)
+        self.seed = as_seed("Trainer(seed=)", seed)
+        weights = self.loss.per_output
+        if weights is not None and len(weights) not in (1, model.output_size):
+            raise ShapeError(
+                f"{self.loss.name}: expected {model.output_size} weights, one per output, got {len(weights)}"
+            )
+        self.epochs = 0
+        self.history = History()
+        self.stop_training = False
+        self._slots = np.zeros((self.optimizer.slots, model.num_parameters), model.dtype)
+        self._steps = np.zeros(1, np.int64)
+        self._gradient: Array | None = None  # what backward has added since the last update
+        self._gradient_rows = 0
+        self._connect(backend)
+
+    def _connect(self, backend: str) -> None:
+        state = State(self.model.parameters, self._slots, self._steps, self.seed)
+        plan = make_plan(self.model, self.loss, self.optimizer)
+        self.backend, self._program = make_program(plan, state, backend, self.num_threads)
+        self._busy = _Exclusive()
+        self._forward_shape: tuple[int, int] | None = None
+        first = next(stage for stage in plan.stages if stage.has_dense)
+        self._first_layer = f"layer 0 Dense({first.inputs} -> {first.outputs})"
+
+    def __getstate__(self) -> dict:
+        state = self.__dict__.copy()
+        for name in ("_program", "_busy", "_forward_shape", "_first_layer"):
+            del state[name]
+        return state
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._connect(state["backend"])
+
+    @property
+    def steps(self) -> int:
+        return int(self._steps[0])
+
+    @property
+    def threads_used(self) -> int:
+        """Threads that the last fit or step ran on."""
+        return self._program.threads_used
+
+    # -- the door ------------------------------------------------------------------------------------------------------
+
+    def _inputs(self, x, where: str = "x", empty: bool = False) -> Array:
+        model = self.model
+        return checks.as_inputs(x, model.input_size, model.dtype, where, self._first_layer, empty)
+
+    def _data(self, x, y, weight=None, names: tuple[str, str, str] = ("x", "y", "sample_weight")) -> _Data:
+        model = self.model
+        inputs = self._inputs(x, names[0])
+        targets = checks.as_targets(y, self.loss, len(inputs), model.output_size, model.dtype, names[1])
+        return _Data(inputs, targets, checks.as_weight(weight, len(inputs), names[2]))
+
+    # -- whole fits ----------------------------------------------------------------------------------------------------
+
+    @named_keywords
+    def fit(
+        self,
+        X,
+        y,
+        batch_size: int | str = 32,
+        epochs: int = 1,
+        *,
+        validation_data: tuple | None = None,
+        validation_split: float = 0.0,
+        sample_weight=None,
+        class_weight: dict[int, float] | str | None = None,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        callbacks: Sequence[Callback] = (),
+        verbose: int | str = "auto",
+        check_finite: bool = True,
+    ) -> History:
+        """Train for `epochs` passes over the rows; fit(2) and fit(2) again is fit(4) to the bit.
+
+        Parameters
+        ----------
+        X : (n, I) array_like
+            Any real or integer dtype. Used in place where it is of the model's dtype with contiguous rows.
+        y : array_like
+            Labels (n,), distributions (n, O), or values (n, O); (n,) and (n, 1) are the same where O = 1.
+        batch_size : int or "full", default 32
+            Rows per update; the last batch of an epoch takes what is left.
+        epochs : int, default 1
+        validation_data : (X, y) or (X, y, sample_weight), optional
+        validation_split : float, default 0.0
+            Share of the rows held out: random, and in equal proportion of every class for integer labels.
+        sample_weight : (n,) array_like, optional
+        class_weight : dict or "balanced", optional
+            Row weight by label; a missing class counts 1. Multiplies sample_weight.
+        shuffle : bool, default True
+            False visits the rows as they lie.
+        drop_last : bool, default False
+            Leave out a last batch that is not full.
+        callbacks : sequence of Callback
+        verbose : {"auto", 0, 1, 2}, default "auto"
+            1: bar and a line per epoch; 2: lines; 0: nothing; "auto": a bar where stderr is a terminal.
+        check_finite : bool, default True
+            Refuse NaN and Inf in X, y and the parameters before anything changes; one pass over the data.
+
+        Returns
+        -------
+        History
+            One entry per epoch: loss (weighted mean of the losses before each update), metrics, val_*, lr, batch_size,
+            time.
+
+        Raises
+        ------
+        ShapeError, DTypeError, DataError, ArgumentError
+            Before anything changes.
+        DivergenceError
+            When a loss or gradient is not finite; the failing update changes nothing.
+        BusyError
+            When another thread is using the trainer.
+        KeyboardInterrupt
+            Within about 50 ms or one step of Ctrl-C; the trainer stays valid and a further fit goes on.
+        """
+        with self._busy:
+            data = self._data(X, y, sample_weight, ("X", "y", "sample_weight"))
+            factor = checks.as_class_weight(class_weight, data.y, self.loss, self.model.output_size)
+            if factor is not None:
+                data.weight = factor if data.weight is None else factor * data.weight
+            epochs = checks.count("epochs", epochs, "an integer >= 0", least=0)
+            shuffle, drop_last = checks.flag("shuffle", shuffle), checks.flag("drop_last", drop_last)
+            share = checks.fraction("validation_split", validation_split)
+            validation = self._validation(validation_data, share)
+            rows: int | Array = len(data.x)
+            if share:
+                rows, held_out = split_rows(data.y, share, self.seed)
+                validation = data.take(held_out)
+            total = rows if isinstance(rows, int) else len(rows)
+            batch = checks.as_batch_size(batch_size, total)
+            if checks.flag("check_finite", check_finite):
+                checks.check_finite(data.x, "X")
+                checks.check_finite(data.y, "y")
+                checks.check_finite(self.model.parameters, "model.parameters")
+                if validation is not None:
+                    checks.check_finite(validation.x, "validation X")
+                    checks.check_finite(validation.y, "validation y")
+            hooks = _hooks(callbacks, verbose)
+            used = total - total % batch if drop_last else total
+            return self._fit(data, rows, used, batch, epochs, shuffle, validation, hooks)
+
+    def _validation(self, given, share: float) -> _Data | None:
+        if given is None:
+            return None
+        if share:
+            raise ArgumentError("fit: expected validation_data or validation_split, got both")
+        if not isinstance(given, (tuple, list)) or len(given) not in (2, 3):
+            raise ArgumentError("validation_data: expected (X, y) or (X, y, sample_weight)")
+        names = ("validation X", "validation y", "validation sample_weight")
+        return self._data(*given, *([None] if len(given) == 2 else []), names=names)
+
+    def _fit(
+        self,
+        data: _Data,
+        rows: int | Array,
+        used: int,
+        batch: int,
+        epochs: int,
+        shuffle: bool,
+        validation: _Data | None,
+        hooks: list[Callback],
+    ) -> History:
+        self.history = history = History()
+        self.stop_training = False
+        self.model.loss = self.loss
+        try:
+            for hook in hooks:
+                hook.trainer = self
+                hook.on_train_begin()
+            for epoch in range(epochs):
+                start = time.perf_counter()
+                order = epoch_order(rows, self.seed, self.epochs, shuffle, self.backend)
+                feed = _feed(data, order, used, batch)
+                if self.metrics:
+                    feed.outputs = np.empty((used, self.model.output_size), self.model.dtype)
+                for hook in hooks:
+                    hook.on_epoch_begin(epoch, {"epochs": epochs, "steps": feed.steps, "batch_size": batch})
+                sums = self._epoch(feed, hooks)
+                if self.stop_training and sums is None:
+                    break
+                self.epochs += 1
+                logs = {"loss": sums.mean(), **self._train_metrics(feed)}
+                if validation is not None:
+                    logs.update({f"val_{name}": value for name, value in self._evaluate(validation).items()})
+                logs.update(lr=self.optimizer.lr, batch_size=batch, time=time.perf_counter() - start)
+                history.append(logs)
+                for hook in hooks:
+                    hook.on_epoch_end(epoch, logs)
+                if self.stop_training:
+                    break
+        finally:
+            for hook in hooks:
+                hook.on_train_end()
+        return history
+
+    def _epoch(self, feed: Feed, hooks: list[Callback]) -> Sums | None:
+        """One pass over the feed in slices of time; None when a callback stopped it half way."""
+        sums, step = Sums(), 0
+        while step < feed.steps:
+            step = self._program.run(feed, step, feed.steps, self.optimizer.lr, CHUNK, sums)
+            for hook in hooks:
+                hook.on_chunk_end(step, {"loss": sums.mean()})
+            if self.stop_training and step < feed.steps:
+                return None
+        return sums
+
+    def _train_metrics(self, feed: Feed) -> dict[str, float]:
+        if feed.outputs is None:
+            return {}
+        index = slice(feed.rows) if feed.order is None else feed.order
+        weight = None if feed.weight is None else feed.weight[index]
+        return self._metrics(feed.outputs, feed.y[index], weight, self.metrics)
+
+    def _metrics(self, outputs: Array, y: Array, weight: Array | None, names: Sequence[str]) -> dict[str, float]:
+        return {name: ops.METRICS[name][0](outputs, y, weight, self.loss) for name in names}
+
+    # -- single steps --------------------------------------------------------------------------------------------------
+
+    @named_keywords
+    def step(self, x, y, sample_weight=None) -> float:
+        """One fused forward, backward and update on the rows given; bit for bit what fit does with the same rows.
+
+        Parameters
+        ----------
+        x : (B, I) array_like
+        y : array_like
+            As in :meth:`fit`.
+        sample_weight : (B,) array_like, optional
+
+        Returns
+        -------
+        float
+            The loss before the update.
+
+        Raises
+        ------
+        ShapeError, DTypeError, DataError, DivergenceError, BusyError
+            Nothing has been changed then.
+        """
+        with self._busy:
+            data = self._data(x, y, sample_weight)
+            feed = Feed(data.x, data.y, data.weight, batch=len(data.x))
+            self.model.loss = self.loss
+            self._forward_shape = None
+            sums = Sums()
+            try:
+                self._program.run(feed, 0, 1, self.optimizer.lr, CHUNK, sums)
+            except DivergenceError:
+                # looked at only now, so that a healthy step does not pay for it
+                checks.check_finite(data.x, "x")
+                checks.check_finite(data.y, "y")
+                raise
+            return sums.mean()
+
+    @named_keywords
+    def partial_fit(self, x, y, sample_weight=None) -> Trainer:
+        """One :meth:`step`, scikit-learn style: returns the trainer."""
+        self.step(x, y, sample_weight)
+        return self
+
+    @named_keywords
+    def gradients(self, x, y, sample_weight=None, micro_batch_size: int | None = None) -> tuple[float, Array]:
+        """Loss and flat gradient (N,), laid out like ``model.parameters``; nothing changes.
+
+        Parameters
+        ----------
+        x, y, sample_weight
+            As in :meth:`step`.
+        micro_batch_size : int, optional
+            Rows per pass; bounds memory and changes no bit of the result. Dropout draws what the next update would.
+
+        Returns
+        -------
+        loss : float
+        gradient : (N,) ndarray
+        """
+        with self._busy:
+            data = self._data(x, y, sample_weight)
+            rows = len(data.x)
+            size = rows if micro_batch_size is None else checks.count("micro_batch_size", micro_batch_size)
+            gradient = np.zeros(self.model.num_parameters, self.model.dtype)
+            self._forward_shape = None
+            total = Sums()
+            for start in range(0, rows, size):
+                part = data.take(slice(start, start + size))
+                sums = self._program.accumulate(Feed(part.x, part.y, part.weight, batch=size), start, gradient)
+                total = Sums(total.loss + sums.loss, total.weight + sums.weight)
+            gradient *= gradient.dtype.type(1 / total.weight if total.weight else 0)
+            return total.mean(), gradient
+
+    @named_keywords
+    def forward(self, x, training: bool = True) -> Array:
+        """Outputs (B, O), for a loss computed elsewhere.
+
+        With `training`, dropout is on, drawn as the next update would, and :meth:`backward` may follow.
+        """
+        with self._busy:
+            inputs = self._inputs(x)
+            training = checks.flag("training", training)
+            outputs = self._program.forward(inputs, self._gradient_rows, training)
+            self._forward_shape = outputs.shape if training else None
+            return outputs
+
+    @named_keywords
+    def backward(self, dz) -> None:
+        """Add the gradient for `dz` (B, O), the gradient of the loss with respect to the outputs of the last forward.
+
+        `dz` is used as given: divide it by B for a mean. Gradients add up until :meth:`update`.
+
+        Raises
+        ------
+        ArgumentError
+            Without a ``forward(x, training=True)`` before it.
+        ShapeError, DataError
+        """
+        with self._busy:
+            if self._forward_shape is None:
+                raise ArgumentError("backward: expected a forward(x, training=True) right before it, got none")
+            dz = checks.as_inputs(dz, self.model.output_size, self.model.dtype, "dz")
+            if dz.shape != self._forward_shape:
+                raise ShapeError(f"dz: expected shape {self._forward_shape} as forward returned, got {dz.shape}")
+            checks.check_finite(dz, "dz")
+            if self._gradient is None:
+                self._gradient = np.zeros(self.model.num_parameters, self.model.dtype)
+            rows, self._forward_shape = self._forward_shape[0], None
+            self._program.backward(dz, self._gradient)
+            self._gradient_rows += rows
+
+    @named_keywords
+    def update(self) -> None:
+        """One optimizer update from what :meth:`backward` has added since the last one.
+
+        Raises
+        ------
+        ArgumentError
+            Without a backward before it.
+        DivergenceError
+            When the gradient is not finite; parameters keep their values and the gradient is dropped.
+        """
+        with self._busy:
+            if self._gradient_rows == 0:
+                raise ArgumentError("update: expected a backward(dz) before it, got none")
+            gradient, self._gradient, self._gradient_rows = self._gradient, None, 0
+            self.model.loss = self.loss
+            self._program.update(gradient, 1.0, self.optimizer.lr)
+
+    # -- without training ----------------------------------------------------------------------------------------------
+
+    @named_keywords
+    def evaluate(self, X, y, sample_weight=None) -> dict[str, float]:
+        """Loss, the trainer's metrics and, for classification losses, accuracy; dropout is off, weights are honoured.
+
+        Returns
+        -------
+        dict
+            ``{"loss": ..., "accuracy": ...}``
+        """
+        with self._busy:
+            return self._evaluate(self._data(X, y, sample_weight, ("X", "y", "sample_weight")))
+
+    def _evaluate(self, data: _Data) -> dict[str, float]:
+        kernels, total = get_backend(self.backend), Sums()
+        outputs = self._predict(data.x)
+        for start in range(0, len(data.x), PREDICT_ROWS):
+            rows = slice(start, start + PREDICT_ROWS)
+            block = outputs[rows]
+            weight = None if data.weight is None else data.weight[rows]
+            sums = kernels.loss(block, data.y[rows], self.loss, weight, np.empty_like(block))
+            total = Sums(total.loss + sums.loss, total.weight + sums.weight)
+        names = list(self.metrics)
+        if self.loss.targets in ops.METRICS["accuracy"][1] and "accuracy" not in names:
+            names.append("accuracy")
+        return {"loss": total.mean(), **self._metrics(outputs, data.y, data.weight, names)}
+
+    def _predict(self, x: Array) -> Array:
+        out = np.empty((len(x), self.model.output_size), self.model.dtype)
+        for start in range(0, len(x), PREDICT_ROWS):
+            rows = slice(start, start + PREDICT_ROWS)
+            self._program.predict(x[rows], out[rows])
+        return out
+
+    @named_keywords
+    def predict(self, X) -> Array:
+        """Outputs of the last layer (n, O) on the trainer's backend; safe from many threads at once."""
+        return self._predict(self._inputs(X, "X", empty=True))
+
+
+def _feed(data: _Data, order: Array | None, used: int, batch: int) -> Feed:
+    if order is not None:
+        return Feed(data.x, data.y, data.weight, order[:used], batch)
+    rows = slice(used)
+    return Feed(data.x[rows], data.y[rows], None if data.weight is None else data.weight[rows], None, batch)
+
+
+def _hooks(callbacks: Sequence[Callback], verbose: int | str) -> list[Callback]:
+    hooks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
+    for hook in hooks:
+        if not isinstance(hook, Callback):
+            raise ArgumentError(f"callbacks: expected fastbatch.Callback objects, got {type(hook).__name__}")
+    bar = bar_for(verbose)
+    return hooks if bar is None else [*hooks, bar]

@@ -1,0 +1,50 @@
+"""Builds the C extension. Everything declarative is in pyproject.toml.
+
+DEBUG=1 builds with -O1 -g, SANITIZE=address,undefined adds the sanitizers.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from glob import glob
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+# No -ffast-math: it would change the floating-point mode of the whole process and let NaN checks be dropped.
+CFLAGS = ["-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden"]
+CFLAGS += ["-Wall", "-Wno-unknown-pragmas", "-Wno-psabi", "-pthread"]
+LDFLAGS = ["-pthread"]
+if os.environ.get("DEBUG"):
+    CFLAGS += ["-O1", "-g", "-fno-omit-frame-pointer"]
+if os.environ.get("SANITIZE"):
+    CFLAGS += [f"-fsanitize={os.environ['SANITIZE']}", "-g"]
+    LDFLAGS += [f"-fsanitize={os.environ['SANITIZE']}"]
+
+
+class ParallelBuild(build_ext):
+    """Compiles the units of an extension side by side: each target is one unit, and the slowest decides."""
+
+    def build_extensions(self):
+        compile_one = self.compiler.compile
+
+        def compile_all(sources, *args, **kwargs):
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                objects = pool.map(lambda source: compile_one([source], *args, **kwargs), sources)
+                return [name for names in objects for name in names]
+
+        self.compiler.compile = compile_all
+        super().build_extensions()
+
+
+native = Extension(
+    "fastbatch._native",
+    ["fastbatch/_native.pyx", *sorted(glob("csrc/*.c") + glob("csrc/targets/*.c"))],
+    include_dirs=["csrc", numpy.get_include()],
+    depends=glob("csrc/**/*.[hd]*", recursive=True) + glob("csrc/**/*.inc", recursive=True),
+    define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+    extra_compile_args=CFLAGS,
+    extra_link_args=LDFLAGS,
+)
+setup(ext_modules=cythonize([native]), cmdclass={"build_ext": ParallelBuild})
