@@ -69,10 +69,9 @@ typedef struct fb_kernels {
     void (*dense_backward_rows)(int64_t rows, int64_t inputs, int64_t outputs, const void *dz, int64_t dz_ld,
                                 const void *wt, int64_t wt_ld, void *dx, int64_t dx_ld);
     /* Rows [begin, end) of dw += x^T dz, row I being db += the column sums of dz. 2B(end - begin)O flops.
-     * `dz_padded`: whole vectors of dz may be read at the end of a row. */
+     * Like w above, dz is read in whole vectors inside (B, dz_ld) and never beyond. */
     void (*dense_backward_weights)(int64_t batch, int64_t inputs, int64_t outputs, const void *x, int64_t x_ld,
-                                   const void *dz, int64_t dz_ld, int dz_padded, int64_t begin, int64_t end, void *dw,
-                                   void *db);
+                                   const void *dz, int64_t dz_ld, int64_t begin, int64_t end, void *dw, void *db);
     /* The same sums, met by the optimizer while in L1, instead of written; `slice` is that of row 0 of w. */
     void (*dense_update)(int64_t batch, int64_t inputs, int64_t outputs, const void *x, int64_t x_ld, const void *dz,
                          int64_t dz_ld, int64_t begin, int64_t end, int rule, const double *constants, double scale,

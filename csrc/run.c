@@ -236,7 +236,7 @@ static void accumulate(const frame *f, int64_t base, int64_t rows, char *gradien
         const range mine = share(weight_rows(s), f->k->tile_rows, t, threads);
         int64_t ld;
         const char *x = stage_input(f, f->arena, i, base, 0, &ld);
-        f->k->dense_backward_weights(rows, s->inputs, s->outputs, x, ld, f->arena + s->dz, s->out_ld, 1, mine.begin,
+        f->k->dense_backward_weights(rows, s->inputs, s->outputs, x, ld, f->arena + s->dz, s->out_ld, mine.begin,
                                      mine.end, gradient + s->w, s->b >= 0 ? gradient + s->b : NULL);
     }
 }

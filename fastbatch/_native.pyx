@@ -33,7 +33,7 @@ cdef extern from "fastbatch.h" nogil:
         void (*slope)(int, int64_t, int64_t, const void *, void *, int64_t) noexcept nogil
         void (*dense_backward_rows)(int64_t, int64_t, int64_t, const void *, int64_t, const void *, int64_t, void *,
                                     int64_t) noexcept nogil
-        void (*dense_backward_weights)(int64_t, int64_t, int64_t, const void *, int64_t, const void *, int64_t, int,
+        void (*dense_backward_weights)(int64_t, int64_t, int64_t, const void *, int64_t, const void *, int64_t,
                                        int64_t, int64_t, void *, void *) noexcept nogil
         void (*transpose)(int64_t, const void *, int64_t, int64_t, void *, int64_t) noexcept nogil
         void (*loss)(const fb_loss *, int64_t, int64_t, const void *, int64_t, const void *, int64_t, const double *,
@@ -177,7 +177,7 @@ cdef class Kernels:
         cdef address tp = _data(wt), dxp = _data(dx)
         ld = 0 if wt is None else wt.shape[1]
         with nogil:
-            self.k.dense_backward_weights(rows, inputs, outputs, xp, inputs, zp, outputs, 0, 0,
+            self.k.dense_backward_weights(rows, inputs, outputs, xp, inputs, zp, outputs, 0,
                                           inputs + (dbp != NULL), dwp, dbp)
             if dxp != NULL:
                 self.k.transpose(outputs, wp, 0, inputs, tp, ld)

@@ -21,21 +21,6 @@ INLINE void store(real *p, vec v) { *(vec_any *)p = v; }
 INLINE vec set(real x) { return x - (vec){0}; } /* x - 0 keeps the sign of zero; 0 + x does not */
 INLINE ivec iset(integer x) { return x - (ivec){0}; }
 
-/* The first n lanes from memory, zero in the others; 0 <= n <= LANES. */
-INLINE vec load_n(const real *p, int n)
-{
-    if (n >= LANES) return load(p);
-    vec v = {0};
-    for (int i = 0; i < n; i++) v[i] = p[i];
-    return v;
-}
-
-INLINE void store_n(real *p, vec v, int n)
-{
-    if (n >= LANES) { store(p, v); return; }
-    for (int i = 0; i < n; i++) p[i] = v[i];
-}
-
 INLINE vec fma_(vec a, vec b, vec c) { return a * b + c; } /* contracted where the target has FMA */
 
 INLINE vec as_real(ivec v) { return (vec)v; }
@@ -72,19 +57,51 @@ INLINE vec min_(vec a, vec b)
     return r;
 }
 
-/* Square root has no operator; scalar code is what compilers make of the loop unless told the instruction. */
-#if defined(__x86_64__) && VEC_BYTES == 16
-#if REAL_IS_FLOAT
-INLINE vec sqrt_(vec v) { return (vec)_mm_sqrt_ps((__m128)v); }
+/* Words that want an instruction of their own: square root, and the tails. The first n lanes come from memory, zero in
+ * the others; 0 <= n <= LANES. */
+#if defined(__x86_64__) && REAL_IS_FLOAT && VEC_BYTES == 64
+#define BELOW(n) ((__mmask16)((1u << (n)) - 1))
+INLINE vec load_n(const real *p, int n) { return (vec)_mm512_maskz_loadu_ps(BELOW(n), p); }
+INLINE void store_n(real *p, vec v, int n) { _mm512_mask_storeu_ps(p, BELOW(n), (__m512)v); }
+INLINE vec sqrt_(vec v) { return (vec)_mm512_sqrt_ps((__m512)v); }
+#elif defined(__x86_64__) && REAL_IS_FLOAT && VEC_BYTES == 32
+INLINE __m256i below_(int n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+INLINE vec load_n(const real *p, int n) { return n >= LANES ? load(p) : (vec)_mm256_maskload_ps(p, below_(n)); }
+INLINE void store_n(real *p, vec v, int n)
+{
+    if (n >= LANES) store(p, v);
+    else _mm256_maskstore_ps(p, below_(n), (__m256)v);
+}
+INLINE vec sqrt_(vec v) { return (vec)_mm256_sqrt_ps((__m256)v); }
 #else
-INLINE vec sqrt_(vec v) { return (vec)_mm_sqrt_pd((__m128d)v); }
-#endif
+INLINE vec load_n(const real *p, int n)
+{
+    if (n >= LANES) return load(p);
+    vec v = {0};
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES - 1; i++) /* constant lanes: a lane chosen at run time goes through memory */
+        if (i < n) v[i] = p[i];
+    return v;
+}
+INLINE void store_n(real *p, vec v, int n)
+{
+    if (n >= LANES) { store(p, v); return; }
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES - 1; i++)
+        if (i < n) p[i] = v[i];
+}
+#if defined(__x86_64__) && REAL_IS_FLOAT && VEC_BYTES == 16
+INLINE vec sqrt_(vec v) { return (vec)_mm_sqrt_ps((__m128)v); }
 #else
 INLINE vec sqrt_(vec v)
 {
     for (int i = 0; i < LANES; i++) v[i] = REAL_IS_FLOAT ? __builtin_sqrtf(v[i]) : __builtin_sqrt(v[i]);
     return v;
 }
+#endif
 #endif
 
 /* Sum over lanes: halves added pairwise, so that the order is fixed for a given width. */
