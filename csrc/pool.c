@@ -14,7 +14,7 @@
 #include <stdatomic.h>
 #include <time.h>
 
-enum { MAX_HELPERS = 63, SPIN_NS = 50000, SPINS_BEFORE_YIELD = 4000 };
+enum { MAX_HELPERS = 63, SPIN_NS = 50000, SPINS_BEFORE_YIELD = 1000 };
 
 static struct {
     pthread_mutex_t in_use;

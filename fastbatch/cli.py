@@ -27,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     page.set_defaults(run=lambda arguments: print(info()))
     show = commands.add_parser("demo", help="train on scikit-learn's handwritten digits and plot the learning curve")
     show.add_argument("--out", default="fastbatch_demo.png", help="where to write the picture (default: %(default)s)")
-    show.add_argument("--epochs", type=int, default=40, help="passes over the data (default: %(default)s)")
+    show.add_argument("--epochs", type=int, default=60, help="passes over the data (default: %(default)s)")
     show.add_argument("--seed", type=int, default=0, help="of the split, the weights and the shuffles (default: 0)")
     show.set_defaults(run=_demo)
     return parser

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import inspect
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -144,7 +143,8 @@ F = TypeVar("F", bound=Callable)
 
 def named_keywords(function: F, name: str | None = None) -> F:
     """Make an unknown keyword a TypeError with a did-you-mean. The signature stays visible to ``inspect``."""
-    known = [p for p in inspect.signature(function).parameters if p != "self"]
+    code = function.__code__  # inspect.signature says the same and takes a hundred times longer at import
+    known = [p for p in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if p != "self"]
     accepted = frozenset(known)
     label = name or f"fastbatch.{function.__qualname__}"
 

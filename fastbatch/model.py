@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -215,6 +213,8 @@ class Sequential:
 
         The file is written beside `path` and renamed, so that `path` is either the old or the new file.
         """
+        import json
+
         from safetensors.numpy import save
 
         tensors = {}
@@ -250,6 +250,8 @@ def as_dtype(dtype: object) -> str:
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
+    import tempfile
+
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:
@@ -272,6 +274,8 @@ def load(path: str | os.PathLike) -> Sequential:
         When the file is damaged, is not fastbatch's, or has a newer format version.
     FileNotFoundError
     """
+    import json
+
     from safetensors import SafetensorError, safe_open
 
     try:
