@@ -54,10 +54,12 @@ def _real(value, where: str) -> Array:
 def _convert(array: Array, dtype: str) -> Array:
     """`array` in `dtype` with unit inner stride; a view where it already is."""
     array = array.astype(dtype, copy=False)
+    if array.flags.c_contiguous and array.flags.aligned:
+        return array
     inner = array.strides[-1] if array.ndim and array.size else array.itemsize
     if inner == array.itemsize and array.flags.aligned and all(s >= 0 for s in array.strides):
         return array
-    return np.ascontiguousarray(array)
+    return array.copy(order="C")
 
 
 def as_inputs(value, width: int, dtype: str, where: str = "X", layer: str = "", empty: bool = False) -> Array:

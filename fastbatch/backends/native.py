@@ -131,6 +131,7 @@ class FusedProgram:
     def __init__(self, plan: Plan, state: State, target: str, num_threads: int | None) -> None:
         self.plan, self.state, self.target, self.num_threads = plan, state, target, num_threads
         self.threads_used = 1
+        self._flops_per_row = plan.flops_per_row
         self._rows = 0
         self._pending: tuple[Array, int] | None = None
         self._inference = inference_arena(plan, _PREDICT_BLOCK, _ACTIVATIONS)
@@ -161,7 +162,7 @@ class FusedProgram:
             self._rows = rows
 
     def _threads(self, rows: int, share: float = 1.0) -> int:
-        return threads.allowed(self.num_threads, share * rows * self.plan.flops_per_row)
+        return threads.allowed(self.num_threads, share * rows * self._flops_per_row)
 
     def _diverged(self, status: int, value: float) -> DivergenceError:
         what = "loss" if status == _native.LOSS_NOT_FINITE else "gradient"
