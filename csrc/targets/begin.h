@@ -9,8 +9,8 @@
 #include "../simd/philox.h"
 
 #if defined(CPU_FEATURES)
-#define PRAGMA_OF(x) _Pragma(#x)
-#define PRAGMA(x) PRAGMA_OF(x)
+#define PRAGMA_OF(...) _Pragma(#__VA_ARGS__)
+#define PRAGMA(...) PRAGMA_OF(__VA_ARGS__)
 #if defined(__clang__)
 PRAGMA(clang attribute push(__attribute__((target(CPU_FEATURES))), apply_to = function))
 #else
