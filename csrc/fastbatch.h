@@ -143,16 +143,17 @@ enum { FB_OK, FB_LOSS_NOT_FINITE, FB_GRADIENT_NOT_FINITE };
 typedef struct fb_outcome {
     int64_t next;              /* first step not made */
     int status;
-    double value;              /* mean loss of the failing step */
+    double value;              /* what was not finite */
     int threads;               /* that ran */
 } fb_outcome;
 
 /* Steps [first, last) of one pass over the feed; stops between steps once budget_ns have passed. */
 fb_outcome fb_run(const fb_network *net, char *arena, const fb_feed *feed, int64_t first, int64_t last, double lr,
                   int64_t budget_ns, int threads, fb_sums *sums);
-/* gradient (N,) += sums over all rows of the feed as one batch whose first logical row is first_row. */
+/* gradient (N,) += sums over all rows of the feed as one batch whose first logical row is first_row; returns `sums`
+ * continued row by row. */
 fb_sums fb_accumulate(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, char *gradient,
-                      int threads);
+                      int threads, fb_sums sums);
 /* Outputs (rows, O) of a training forward; what backward needs stays in the arena. */
 void fb_forward(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, int training, int threads);
 /* gradient += from dz (rows, O), after fb_forward with training on the same feed. */

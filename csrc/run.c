@@ -187,20 +187,19 @@ static int all_finite(const double *x, int64_t n)
     return sum == 0;
 }
 
-/* Every thread sums all rows in row order: the same bits for all of them, and for any number of them. */
-static double total_weight(const frame *f, int64_t rows)
+/* Every thread sums all rows in row order, on from `total`: the same bits for all of them, for any number of them, and
+ * for any split of a batch into pieces. */
+static double total_weight(const frame *f, int64_t rows, double total)
 {
     const double *part = (const double *)(f->arena + f->net->row_share);
-    if (!f->feed->weight && !(f->feed->labels && f->net->loss.per_output)) return (double)rows;
-    double total = 0;
+    if (!f->feed->weight && !(f->feed->labels && f->net->loss.per_output)) return total + (double)rows;
     for (int64_t r = 0; r < rows; r++) total += part[r];
     return total;
 }
 
-static double total_loss(const frame *f, int64_t rows)
+static double total_loss(const frame *f, int64_t rows, double total)
 {
     const double *row_loss = (const double *)(f->arena + f->net->row_loss);
-    double total = 0;
     for (int64_t r = 0; r < rows; r++) total += row_loss[r];
     return total;
 }
@@ -273,13 +272,15 @@ static int any_bad(const frame *f, int threads)
     return 0;
 }
 
-/* Cannot overflow: dw straight into the optimizer. Might: dw to memory, look, then update. 0 when not finite. */
+/* Cannot overflow: dw straight into the optimizer. Might: dw to memory, look, then update. 0 when not finite.
+ * Half the limit leaves room for what rounding adds to a sum; a scale above 1 (small weights) enlarges the sum. */
 static int update_checked(frame *f, int64_t base, int64_t rows, const double *constants, double scale, int t,
                           int threads)
 {
     double bound = 0;
     for (int i = 0; i < threads; i++) bound += f->lanes[i].bound;
-    if (bound <= f->k->limit) {
+    if (!(scale <= f->k->limit)) return 0;
+    if (bound * (scale > 1 ? scale : 1) <= f->k->limit / 2) {
         update_fused(f, base, rows, constants, scale, t, threads);
         return 1;
     }
@@ -322,7 +323,7 @@ static void run(void *context, int t, int threads)
         f->lanes[t].bound = gradient_bound(f, base, mine);
         fb_wait_for_all(threads);
 
-        const double weight = total_weight(f, rows), scale = weight > 0 ? 1 / weight : 0;
+        const double weight = total_weight(f, rows, 0), scale = weight > 0 ? 1 / weight : 0;
         double constants[FB_MAX_CONSTANTS] = {0};
         int status = any_bad(f, threads) ? FB_LOSS_NOT_FINITE : FB_OK;
         if (status == FB_OK) {
@@ -330,7 +331,7 @@ static void run(void *context, int t, int threads)
             if (!update_checked(f, base, rows, constants, scale, t, threads)) status = FB_GRADIENT_NOT_FINITE;
         }
         if (t == 0) {
-            const double loss = total_loss(f, rows);
+            const double loss = total_loss(f, rows, 0);
             f->outcome.status = status;
             if (status == FB_OK) {
                 f->sums.loss += loss;
@@ -339,7 +340,7 @@ static void run(void *context, int t, int threads)
                 *net->steps = made + s - f->first + 1;
                 f->stop = (s - f->first + 1) % look_every == 0 && now_ns() >= f->deadline;
             } else {
-                f->outcome.value = loss * scale;
+                f->outcome.value = status == FB_LOSS_NOT_FINITE ? loss * scale : __builtin_inf();
                 f->stop = 1;
             }
         }
@@ -379,14 +380,15 @@ static void accumulate_all(void *context, int t, int threads)
     backward(f, mine, update);
     fb_wait_for_all(threads);
     accumulate(f, 0, rows, f->gradient, t, threads);
-    if (t == 0) f->sums = (fb_sums){total_loss(f, rows), total_weight(f, rows)};
+    if (t == 0) f->sums = (fb_sums){total_loss(f, rows, f->sums.loss), total_weight(f, rows, f->sums.weight)};
     fp_leave(mode);
 }
 
 fb_sums fb_accumulate(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, char *gradient,
-                      int threads)
+                      int threads, fb_sums sums)
 {
     frame f = make_frame(net, arena, feed);
+    f.sums = sums;
     f.first_row = first_row;
     f.gradient = gradient;
     fb_parallel(accumulate_all, &f, threads);

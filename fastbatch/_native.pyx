@@ -80,7 +80,7 @@ cdef extern from "fastbatch.h" nogil:
         double value
         int threads
     fb_outcome fb_run(const fb_network *, char *, const fb_feed *, int64_t, int64_t, double, int64_t, int, fb_sums *)
-    fb_sums fb_accumulate(const fb_network *, char *, const fb_feed *, int64_t, char *, int)
+    fb_sums fb_accumulate(const fb_network *, char *, const fb_feed *, int64_t, char *, int, fb_sums)
     void fb_forward(const fb_network *, char *, const fb_feed *, int64_t, int, int)
     void fb_backward(const fb_network *, char *, const fb_feed *, int64_t, const char *, int64_t, char *, int)
     int fb_update(const fb_network *, const char *, double, double, int)
@@ -248,7 +248,7 @@ cdef class Network:
 
     def run(self, x, y, weight, order, int64_t batch, outputs, int64_t first, int64_t last, double lr,
             int64_t budget_ns, int threads, cnp.ndarray sums):
-        """Returns next step, status, mean loss of a failing step, threads that ran; `sums` (2,) float64 is added to."""
+        """Returns next step, status, what was not finite, threads that ran; `sums` (2,) float64 is added to."""
         cdef fb_feed feed = self.feed(x, y, weight, order, batch, outputs)
         cdef fb_sums *total = <fb_sums *>cnp.PyArray_DATA(sums)
         cdef fb_outcome outcome
@@ -256,12 +256,14 @@ cdef class Network:
             outcome = fb_run(&self.net, self.arena, &feed, first, last, lr, budget_ns, threads, total)
         return outcome.next, outcome.status, outcome.value, outcome.threads
 
-    def accumulate(self, x, y, weight, int64_t first_row, gradient, int threads):
+    def accumulate(self, x, y, weight, int64_t first_row, gradient, int threads, double loss, double total):
         cdef fb_feed feed = self.feed(x, y, weight, None, len(x), None)
         cdef address g = _data(gradient)
         cdef fb_sums sums
+        sums.loss = loss
+        sums.weight = total
         with nogil:
-            sums = fb_accumulate(&self.net, self.arena, &feed, first_row, g, threads)
+            sums = fb_accumulate(&self.net, self.arena, &feed, first_row, g, threads, sums)
         return sums.loss, sums.weight
 
     def forward(self, x, int64_t first_row, bint training, outputs, int threads):

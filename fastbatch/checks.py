@@ -19,6 +19,7 @@ __all__ = [
     "as_targets",
     "as_weight",
     "check_finite",
+    "check_outputs",
     "count",
     "first_nonfinite",
     "flag",
@@ -109,6 +110,13 @@ def as_targets(value, loss: ops.Loss, rows: int, outputs: int, dtype: str, where
     return _convert(array.reshape(rows, outputs), dtype)
 
 
+def check_outputs(loss: ops.Loss, outputs: int) -> None:
+    """ShapeError when the loss carries weights for another number of outputs."""
+    weights = loss.per_output
+    if weights is not None and len(weights) not in (1, outputs):
+        raise ShapeError(f"{loss.name}: expected {outputs} weights, one per output, got {len(weights)}")
+
+
 def _outside(array: Array) -> str:
     return f"values from {array.min()} to {array.max()}"
 
@@ -143,7 +151,12 @@ def as_weight(value, rows: int, where: str = "sample_weight") -> Array | None:
     if bad.any():
         row = int(np.argmax(bad))
         raise DataError(f"{where}: expected finite weights >= 0, got {array[row]} in row {row}")
-    return np.ascontiguousarray(array, np.float64)
+    weight = np.ascontiguousarray(array, np.float64)
+    top = weight.max(initial=0)
+    if top and not 2.0**-64 < top < 2.0**64:
+        # only ratios matter, and float32 would lose such numbers; a power of two changes no bit of the results
+        weight = np.ldexp(weight, -np.frexp(top)[1])
+    return weight
 
 
 def as_class_weight(value, y: Array, loss: ops.Loss, outputs: int) -> Array | None:

@@ -29,12 +29,13 @@ def _backend(name: str, dtype: str, **parts) -> Backend:
 
 def _array(value, where: str, shape: tuple[int | None, ...], dtype: str | None = None) -> Array:
     array = np.asarray(value)
-    if array.dtype.name not in ("float32", "float64") or (dtype is not None and array.dtype != dtype):
-        raise DTypeError(f"{where}: expected {dtype or 'float32 or float64'}, got {array.dtype}")
+    allowed = ("float32", "float64") if dtype is None else (dtype,)
+    if array.dtype.name not in allowed or not array.dtype.isnative:
+        raise DTypeError(f"{where}: expected {' or '.join(allowed)} in native byte order, got {array.dtype.str}")
     if array.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, array.shape)):
         expected = "(" + ", ".join("n" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
         raise ShapeError(f"{where}: expected shape {expected}, got {array.shape}")
-    return np.ascontiguousarray(array)
+    return np.require(array, requirements="CA")
 
 
 def _in_place(value, where: str, shape: tuple[int | None, ...], dtype: str | None = None) -> Array:
@@ -145,6 +146,7 @@ def loss(name: str | ops.Loss, a, y, *, backend: str = "auto") -> tuple[float, A
     a = _array(a, "a", (None, None))
     if len(a) == 0:
         raise ShapeError(f"a: expected at least 1 row, got shape {a.shape}")
+    checks.check_outputs(row, a.shape[1])
     dtype = as_dtype(a.dtype)
     y = np.ascontiguousarray(checks.as_targets(y, row, len(a), a.shape[1], dtype))
     da = np.empty_like(a)

@@ -71,6 +71,7 @@ class ComposedProgram:
             x = a
         return x, traces
 
+    @np.errstate(all="ignore")
     def _masked(self, a: Array, mask: Array, stage: Stage) -> Array:
         return np.where(mask, a * a.dtype.type(256 / stage.threshold), 0).astype(a.dtype, copy=False)
 
@@ -116,13 +117,14 @@ class ComposedProgram:
                 return step + 1
         return last
 
-    def accumulate(self, feed: Feed, first_row: int, gradient: Array) -> Sums:
+    def accumulate(self, feed: Feed, first_row: int, gradient: Array, sums: Sums | None = None) -> Sums:
+        before = sums or Sums()
         x, y, weight = self._batch(feed, slice(0, feed.rows))
         outputs, traces = self._forward(x, first_row, training=True)
         da = np.empty_like(outputs)
-        sums = self.kernels.loss(outputs, y, self.plan.loss, weight, da)
+        piece = self.kernels.loss(outputs, y, self.plan.loss, weight, da)
         self._backward(da, traces, gradient)
-        return sums
+        return Sums(before.loss + piece.loss, before.weight + piece.weight)
 
     def forward(self, x: Array, first_row: int, training: bool) -> Array:
         # a copy: backward reads x again, and the caller may have refilled his buffer by then
@@ -136,6 +138,7 @@ class ComposedProgram:
         traces, self._pending = self._pending, None
         self._backward(dz, traces, gradient)
 
+    @np.errstate(all="ignore")
     def update(self, gradient: Array, scale: float, lr: float) -> None:
         gradient = gradient * gradient.dtype.type(scale)
         if not np.isfinite(gradient).all():

@@ -93,8 +93,11 @@ class Program(Protocol):
         Adds to `sums`. Raises DivergenceError before the failing update changes anything.
         """
 
-    def accumulate(self, feed: Feed, first_row: int, gradient: Array) -> Sums:
-        """Add the gradient sums of all rows of `feed`, taken as one piece of a logical batch, to `gradient` (N,)."""
+    def accumulate(self, feed: Feed, first_row: int, gradient: Array, sums: Sums | None = None) -> Sums:
+        """Add the gradient sums of all rows of `feed`, one piece of a logical batch, to `gradient` (N,).
+
+        Returns `sums`, those of the pieces before, with this one added.
+        """
 
     def forward(self, x: Array, first_row: int, training: bool) -> Array:
         """Outputs (B, O); with `training`, dropout is on and what backward needs is kept."""

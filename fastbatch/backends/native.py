@@ -132,7 +132,7 @@ class FusedProgram:
         self.plan, self.state, self.target, self.num_threads = plan, state, target, num_threads
         self.threads_used = 1
         self._flops_per_row = plan.flops_per_row
-        self._rows = 0
+        self._rows = -1
         self._pending: tuple[Array, int] | None = None
         self._inference = inference_arena(plan, _PREDICT_BLOCK, _ACTIVATIONS)
         self._inference_network = self._network(self._inference, None)
@@ -182,12 +182,13 @@ class FusedProgram:
             raise self._diverged(status, value)
         return step
 
-    def accumulate(self, feed: Feed, first_row: int, gradient: Array) -> Sums:
+    def accumulate(self, feed: Feed, first_row: int, gradient: Array, sums: Sums | None = None) -> Sums:
+        before = sums or Sums()
         self._pending = None
         self._reserve(feed.rows)
         return Sums(
             *self._training_network.accumulate(
-                feed.x, feed.y, feed.weight, first_row, gradient, self._threads(feed.rows)
+                feed.x, feed.y, feed.weight, first_row, gradient, self._threads(feed.rows), before.loss, before.weight
             )
         )
 

@@ -82,6 +82,7 @@ def _gelu_tanh(z: Array) -> Array:
 
 
 def _gelu_tanh_slope(z: Array) -> Array:
+    z = np.clip(z, -1e4, 1e4)  # where the slope is 0 or 1 already; z^2 overflows later, beside a factor that is 0
     s = _sigmoid(2 * _TANH_SCALE * (z + _TANH_CUBIC * z**3))
     return s + z * s * (1 - s) * 2 * _TANH_SCALE * (1 + 3 * _TANH_CUBIC * z * z)
 

@@ -183,7 +183,7 @@ class CrossEntropy(Loss):
 
     def rows(self, a: Array, y: Array) -> tuple[Array, Array, Array]:
         k = a.shape[1]
-        classes = np.ones(k, a.dtype) if self.weight is None else np.array(self.weight, a.dtype)
+        classes = np.broadcast_to(np.array(1 if self.weight is None else self.weight, a.dtype), k)
         if y.ndim == 1:
             target, share = np.zeros_like(a), classes[y]
             target[np.arange(len(y)), y] = 1

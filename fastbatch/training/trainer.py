@@ -121,11 +121,7 @@ class Trainer:
         self.metrics = tuple(ops.get_metrics(metrics, self.loss))
         self.num_threads = None if num_threads is None else checks.count("num_threads", num_threads)
         self.seed = as_seed("Trainer(seed=)", seed)
-        weights = self.loss.per_output
-        if weights is not None and len(weights) not in (1, model.output_size):
-            raise ShapeError(
-                f"{self.loss.name}: expected {model.output_size} weights, one per output, got {len(weights)}"
-            )
+        checks.check_outputs(self.loss, model.output_size)
         self.epochs = 0
         self.history = History()
         self.stop_training = False
@@ -393,7 +389,8 @@ class Trainer:
         x, y, sample_weight
             As in :meth:`step`.
         micro_batch_size : int, optional
-            Rows per pass; bounds memory and changes no bit of the result. Dropout draws what the next update would.
+            Rows per pass; bounds memory and changes nothing else: no bit of the result on the c backend,
+            rounding on the reference. Dropout draws what the next update would.
 
         Returns
         -------
@@ -409,8 +406,8 @@ class Trainer:
             total = Sums()
             for start in range(0, rows, size):
                 part = data.take(slice(start, start + size))
-                sums = self._program.accumulate(Feed(part.x, part.y, part.weight, batch=size), start, gradient)
-                total = Sums(total.loss + sums.loss, total.weight + sums.weight)
+                feed = Feed(part.x, part.y, part.weight, batch=size)
+                total = self._program.accumulate(feed, start, gradient, total)
             gradient *= gradient.dtype.type(1 / total.weight if total.weight else 0)
             return total.mean(), gradient
 

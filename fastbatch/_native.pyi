@@ -1,0 +1,95 @@
+"""Types of the compiled module. Arrays are trusted: dtype, shape and contiguity are the caller's business."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Reals = NDArray[np.floating[Any]]
+_Indices = NDArray[np.int64]
+_Doubles = NDArray[np.float64]
+
+OK: int
+LOSS_NOT_FINITE: int
+GRADIENT_NOT_FINITE: int
+
+activations: list[str]
+losses: list[str]
+optimizers: dict[str, tuple[str, ...]]
+
+def targets() -> dict[str, bool]: ...
+def permutation(order: _Indices, seed: int, epoch: int) -> None: ...
+
+class Kernels:
+    def __init__(self, target: str) -> None: ...
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+    def dense_forward(self, x: _Reals, w: _Reals, b: _Reals | None, activation: int, z: _Reals, a: _Reals) -> None: ...
+    def slope(self, activation: int, saved: _Reals | None, dz: _Reals) -> None: ...
+    def dense_backward(
+        self, dz: _Reals, x: _Reals, w: _Reals, wt: _Reals | None, dw: _Reals, db: _Reals | None, dx: _Reals | None
+    ) -> None: ...
+    def loss(
+        self,
+        kind: int,
+        parameter: float,
+        per_output: _Reals | None,
+        a: _Reals,
+        y: _Reals,
+        weight: _Doubles,
+        da: _Reals,
+        row_loss: _Doubles,
+    ) -> None: ...
+    def update(
+        self, rule: int, hyper: tuple[float, ...], lr: float, t: int, p: _Reals, g: _Reals, slots: _Reals
+    ) -> None: ...
+
+class Network:
+    def __init__(
+        self,
+        target: str,
+        stages: NDArray[np.void],
+        arena: NDArray[np.uint8] | None,
+        offsets: tuple[int, int, int, int, int],
+        parameters: _Reals,
+        slots: _Reals,
+        steps: _Indices,
+        seed: int,
+        loss: int,
+        loss_parameter: float,
+        per_output: _Reals | None,
+        rule: int,
+        hyper: tuple[float, ...],
+    ) -> None: ...
+    def run(
+        self,
+        x: _Reals,
+        y: _Reals | _Indices | None,
+        weight: _Doubles | None,
+        order: _Indices | None,
+        batch: int,
+        outputs: _Reals | None,
+        first: int,
+        last: int,
+        lr: float,
+        budget_ns: int,
+        threads: int,
+        sums: _Doubles,
+    ) -> tuple[int, int, float, int]: ...
+    def accumulate(
+        self,
+        x: _Reals,
+        y: _Reals | _Indices | None,
+        weight: _Doubles | None,
+        first_row: int,
+        gradient: _Reals,
+        threads: int,
+        loss: float,
+        total: float,
+    ) -> tuple[float, float]: ...
+    def forward(self, x: _Reals, first_row: int, training: bool, outputs: _Reals, threads: int) -> None: ...
+    def backward(self, x: _Reals, first_row: int, dz: _Reals, gradient: _Reals, threads: int) -> None: ...
+    def update(self, gradient: _Reals, scale: float, lr: float, threads: int) -> int: ...
+    def predict(
+        self, x: _Reals, outputs: _Reals, arena: NDArray[np.uint8], arena_bytes: int, block: int, threads: int
+    ) -> None: ...

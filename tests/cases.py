@@ -1,0 +1,403 @@
+"""The case list: what is tested, in which shapes. Everything comes from the registries and from the targets' shapes.
+
+A case draws its numbers from its own id, so that an id names the very numbers that failed (see README.md).
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, dataclass, fields, replace
+from itertools import chain, combinations
+
+import numpy as np
+import pytest
+
+import fastbatch as fb
+from fastbatch import model, ops
+from fastbatch.backends import get
+from fastbatch.plan import Plan, Stage, make_plan
+from fastbatch.program import ComposedProgram
+from fastbatch.protocol import Feed, State
+
+Array = np.ndarray
+DTYPES = model._DTYPES
+SHORT = {"float32": "f32", "float64": "f64"}
+PRIMES = (5, 7, 11, 13, 31)
+
+
+def _subjects() -> dict[str, object]:
+    """Every available backend; one that has targets, once per usable target."""
+    found = {}
+    for row in fb.backends():
+        if row["available"]:
+            backend = get(row["name"])
+            if hasattr(backend, "target"):
+                from fastbatch import _native
+
+                usable = [name for name, works in _native.targets().items() if works]
+                found.update({f"{row['name']}-{name}": type(backend)(name) for name in usable})
+            else:
+                found[row["name"]] = backend
+    return found
+
+
+SUBJECTS = _subjects()
+FUSED = tuple(name for name, backend in SUBJECTS.items() if hasattr(backend, "target"))
+
+
+@functools.cache
+def supported(subject: str, dtype: str) -> bool:
+    stage = Stage(1, 1, 0, 1, ops.get_activation("identity"), 256, 0, False)
+    return SUBJECTS[subject].supports(Plan((stage,), dtype, ops.get_loss("mse"), ops.SGD(), 2)) is None
+
+
+PAIRS = tuple((name, dtype) for name in SUBJECTS for dtype in DTYPES if supported(name, dtype))
+
+
+def rng_of(text: str) -> np.random.Generator:
+    return np.random.default_rng(zlib.crc32(text.encode()))
+
+
+def normal(rng: np.random.Generator, dtype: str) -> Callable[..., Array]:
+    return lambda *shape: rng.standard_normal(shape).astype(dtype)
+
+
+def pairwise(**axes: Iterable) -> list[dict]:
+    """Few cases in which every two values of two different axes meet at least once (greedy, deterministic)."""
+    values = {name: list(axis) for name, axis in axes.items()}
+    # combinations() keeps the order of the names, so that a pair has one spelling
+    names = list(values)
+
+    def pairs_of(case: dict) -> list:
+        return list(combinations([(name, case[name]) for name in names if name in case], 2))
+
+    opened = dict.fromkeys(((a, u), (b, v)) for a, b in combinations(names, 2) for u in values[a] for v in values[b])
+    cases = []
+    while opened:
+        case = dict(next(iter(opened)))
+        for name in names:
+            if name not in case:
+                case[name] = max(
+                    values[name], key=lambda v, n=name: sum(pair in opened for pair in pairs_of({**case, n: v}))
+                )
+        for pair in pairs_of(case):
+            opened.pop(pair, None)
+        cases.append(case)
+    return cases
+
+
+def widths(subject: str) -> list[int]:
+    """Column counts at which lanes and tiles begin, end and run over."""
+    backend = SUBJECTS[subject]
+    lanes = getattr(backend, "lanes", 4)
+    tile = lanes * getattr(backend, "tile_vectors", 2)
+    return sorted({1, lanes - 1, lanes, lanes + 1, 2 * lanes, tile - 1, tile, tile + 1, *PRIMES} - {0})
+
+
+def batches(subject: str) -> list[int]:
+    tile = getattr(SUBJECTS[subject], "tile_rows", 4)
+    return sorted({1, tile - 1, tile, tile + 1, 2 * tile, *PRIMES} - {0})
+
+
+def parametrize(cases: list) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in cases])
+
+
+# -- dense -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DenseCase:
+    """One dense layer; `data` gives x (B, I), w (I, O), b, da (B, O), and starting values of dw and db."""
+
+    verb: str
+    subject: str
+    dtype: str
+    activation: str
+    B: int
+    I: int
+    O: int
+    bias: bool = True
+
+    @property
+    def id(self) -> str:
+        parts = [self.verb, self.activation, SHORT[self.dtype], self.subject, f"B{self.B}", f"I{self.I}", f"O{self.O}"]
+        return "-".join(parts + ["nobias"] * (not self.bias))
+
+    @property
+    def row(self) -> ops.Activation:
+        return ops.get_activation(self.activation)
+
+    def data(self) -> dict[str, Array]:
+        rng = rng_of(self.id)
+        draw = normal(rng, self.dtype)
+        x = draw(self.B, self.I)
+        # |z| from 1/4 to 8: both sides of every kink, and well into saturation
+        w = (draw(self.I, self.O) * (rng.choice([0.25, 1, 4]) / np.sqrt(self.I))).astype(self.dtype)
+        b = draw(self.O) if self.bias else None
+        return {"x": x, "w": w, "b": b, "da": draw(self.B, self.O), "dw": draw(self.I, self.O), "db": draw(self.O)}
+
+
+def dense_cases(verb: str) -> list[DenseCase]:
+    found = []
+    for subject, dtype in PAIRS:
+        axes = {"activation": ops.ACTIVATIONS, "B": batches(subject), "I": widths(subject), "O": widths(subject)}
+        if subject not in FUSED:  # no tiles: each value once is enough
+            n = max(map(len, axes.values()))
+            rows = [{k: list(v)[(i * 5 + i // 7) % len(v)] for k, v in axes.items()} for i in range(4 * n)]
+            rows = list({tuple(row.values()): row for row in rows}.values())
+        else:
+            rows = pairwise(**axes)
+        found += [DenseCase(verb, subject, dtype, **row, bias=i % 4 != 3) for i, row in enumerate(rows)]
+    return found
+
+
+# -- losses ------------------------------------------------------------------------------------------------------------
+
+
+def _alternative(field, outputs: int):
+    """A value that is not the default: another number, one weight per output, the other truth value."""
+    default = field.default
+    assert default is not MISSING, f"{field.name}: a description has a default for everything"
+    if isinstance(default, bool):
+        return not default
+    if default is None:
+        return tuple(0.5 + 0.25 * k for k in range(outputs))
+    if isinstance(default, tuple):
+        return tuple(0.8 + 0.1 * k for k in range(len(default)))
+    return 0.3 if default == 0 else default * 0.3
+
+
+def variants(cls: type, outputs: int = 1, skip: tuple[str, ...] = ()) -> dict[str, object]:
+    """Every combination of default and non-default values of a description's fields that it accepts."""
+    optional = [field for field in fields(cls) if field.name not in skip]
+    found: dict[str, object] = {}
+    for chosen in chain.from_iterable(combinations(optional, n) for n in range(len(optional) + 1)):
+        try:
+            row = cls(**{field.name: _alternative(field, outputs) for field in chosen})
+        except fb.ArgumentError:
+            continue
+        name = getattr(cls, "name", cls.__name__.lower())
+        found["+".join([name, *(field.name for field in chosen)])] = row
+    return found
+
+
+def loss_variants(outputs: int) -> dict[str, ops.Loss]:
+    return {k: v for cls in ops.LOSSES.values() for k, v in variants(cls, outputs).items()}
+
+
+LOSS_NAMES = tuple(loss_variants(3))
+
+
+@dataclass(frozen=True)
+class LossCase:
+    subject: str
+    dtype: str
+    loss: str
+    B: int
+    O: int
+    weighted: bool
+    labels: bool
+
+    @property
+    def id(self) -> str:
+        parts = ["loss", self.loss, SHORT[self.dtype], self.subject, f"B{self.B}", f"O{self.O}"]
+        return "-".join(parts + ["weighted"] * self.weighted + ["soft"] * (self.classes and not self.labels))
+
+    @property
+    def row(self) -> ops.Loss:
+        return loss_variants(self.O)[self.loss]
+
+    @property
+    def classes(self) -> bool:
+        return self.row.targets == "classes"
+
+    def data(self) -> dict[str, Array | None]:
+        rng = rng_of(self.id)
+        a = (rng.standard_normal((self.B, self.O)) * rng.choice([0.5, 2, 8])).astype(self.dtype)
+        y = targets(self.row, self.B, self.O, self.dtype, rng, self.labels)
+        if y.ndim == 2 and self.B > 1:
+            y[0] = np.clip(a[0], 0, 1) if self.row.targets != "values" else a[0]  # e = 0, the kink of mae
+        weight = rng.uniform(0.1, 2, self.B) * (np.arange(self.B) != 1) if self.weighted else None
+        return {"a": a, "y": y, "weight": weight}
+
+
+def targets(loss: ops.Loss, rows: int, outputs: int, dtype: str, rng, labels: bool = True) -> Array:
+    if loss.targets == "classes" and labels:
+        return rng.integers(0, outputs, rows)
+    if loss.targets == "classes":
+        return rng.dirichlet(np.ones(outputs), rows).astype(dtype)
+    if loss.targets == "binary":
+        return np.where(rng.random((rows, outputs)) < 0.8, rng.random((rows, outputs)) < 0.5, 0.3).astype(dtype)
+    return rng.standard_normal((rows, outputs)).astype(dtype)
+
+
+def loss_cases() -> list[LossCase]:
+    return [
+        LossCase(subject, dtype, **row)
+        for subject, dtype in PAIRS
+        for row in pairwise(
+            loss=LOSS_NAMES, O=widths(subject), B=batches(subject), weighted=(False, True), labels=(True, False)
+        )
+        # for the other kinds of target the two are one case
+        if row["labels"] or row["loss"].startswith("cross_entropy")
+    ]
+
+
+# -- updates -----------------------------------------------------------------------------------------------------------
+
+OPTIMIZERS: dict[str, ops.Optimizer] = {
+    name: replace(row, lr=0.05) for cls in ops.OPTIMIZERS.values() for name, row in variants(cls, skip=("lr",)).items()
+}
+# per class the defaults and the fullest variant; the rest is left to the kernel tests
+MAIN_OPTIMIZERS = tuple(
+    names[k]
+    for cls in ops.OPTIMIZERS.values()
+    for names in [[name for name, row in OPTIMIZERS.items() if type(row) is cls]]
+    for k in (0, -1)
+)
+
+
+@dataclass(frozen=True)
+class UpdateCase:
+    subject: str
+    dtype: str
+    optimizer: str
+    N: int
+    t: int
+
+    @property
+    def id(self) -> str:
+        return f"update-{self.optimizer}-{SHORT[self.dtype]}-{self.subject}-N{self.N}-t{self.t}"
+
+    @property
+    def row(self) -> ops.Optimizer:
+        return OPTIMIZERS[self.optimizer]
+
+    def data(self) -> dict[str, Array]:
+        rng = rng_of(self.id)
+        draw = normal(rng, self.dtype)
+        # at t = 1 slots are zero; later, squares as a running mean of squares is: never negative
+        slots = np.zeros((self.row.slots, self.N), self.dtype)
+        if self.t > 1:
+            slots[:] = 0.1 * draw(*slots.shape)
+            slots[1:] = np.square(draw(*slots[1:].shape)) + 1e-3
+        return {"p": draw(self.N), "g": draw(self.N), "slots": slots}
+
+
+def update_cases() -> list[UpdateCase]:
+    return [
+        UpdateCase(subject, dtype, **row)
+        for subject, dtype in PAIRS
+        for row in pairwise(optimizer=OPTIMIZERS, N=widths(subject), t=(1, 2, 1000))
+    ]
+
+
+# -- networks ----------------------------------------------------------------------------------------------------------
+
+Layers = Callable[[str, int], tuple[int, list]]
+D, A, P = fb.Dense, fb.Activation, fb.Dropout
+NETS: dict[str, Layers] = {
+    "linear": lambda act, o: (5, [D(o)]),
+    "two": lambda act, o: (13, [D(17, act), D(o)]),
+    "nobias": lambda act, o: (16, [D(8, act, bias=False), D(o, bias=False)]),
+    "dropout": lambda act, o: (7, [P(0.25), D(31, act), P(0.5), D(o)]),
+    "apart": lambda act, o: (4, [A(act), D(11), A(act), P(0.3), A(act), D(o), A("identity")]),
+    "tail": lambda act, o: (3, [D(33, act), D(o), P(0.2), A(act)]),
+    "narrow": lambda act, o: (64, [D(65, act), D(1, act), D(o, act)]),
+    "twice": lambda act, o: (1, [D(5), P(0.5), P(0.25), D(6, bias=False), A(act), A(act), D(o)]),
+    "six": lambda act, o: (3, [*(D(n, act) for n in (9, 8, 7, 13, 4)), D(o)]),
+}
+
+
+@dataclass(frozen=True)
+class NetCase:
+    subject: str
+    net: str
+    activation: str
+    loss: str
+    optimizer: str = "sgd"
+    O: int = 3
+    B: int = 13
+    weighted: bool = False
+    labels: bool = True
+    dtype: str = "float32"
+
+    @property
+    def id(self) -> str:
+        parts = ["net", self.net, self.activation, self.loss, self.optimizer, SHORT[self.dtype], self.subject]
+        parts += [f"B{self.B}", f"O{self.O}"] + ["weighted"] * self.weighted + ["soft"] * (not self.labels)
+        return "-".join(parts)
+
+    @property
+    def numbers(self) -> str:
+        """What the numbers depend on: not the subject, so that two of them can be compared."""
+        return replace(self, subject="", dtype="float32").id
+
+    def model(self) -> fb.Sequential:
+        inputs, layers = NETS[self.net](self.activation, self.O)
+        made = fb.Sequential(layers, input_size=inputs, seed=3, dtype=self.dtype)
+        rng = rng_of(self.numbers)
+        for w, b in made.weights:
+            # wider than the usual initial weights: saturation, and units on both sides of a kink
+            w[:] = rng.standard_normal(w.shape) / np.sqrt(len(w))
+            if b is not None:
+                b[:] = 0.3 * rng.standard_normal(b.shape)
+        return made
+
+    def plan(self, made: fb.Sequential) -> Plan:
+        return make_plan(made, loss_variants(self.O)[self.loss], OPTIMIZERS[self.optimizer])
+
+    def state(self, made: fb.Sequential) -> State:
+        slots = np.zeros((OPTIMIZERS[self.optimizer].slots, made.num_parameters), made.dtype)
+        return State(made.parameters, slots, np.zeros(1, np.int64), seed=0x1234567890ABCDEF)
+
+    def program(self, backend=None) -> tuple[Plan, State, object]:
+        """Plan, state and program on `backend`, by default on the subject: fused where offered."""
+        backend = SUBJECTS[self.subject] if backend is None else backend
+        made = self.model()
+        plan, state = self.plan(made), self.state(made)
+        fused = backend.program(plan, state, None)
+        return plan, state, ComposedProgram(plan, backend, state) if fused is None else fused
+
+    def feed(self, rows: int | None = None, **changes) -> Feed:
+        rows = self.B if rows is None else rows
+        rng = rng_of(f"{self.numbers} {rows}")
+        inputs, _ = NETS[self.net](self.activation, self.O)
+        x = rng.standard_normal((rows, inputs)).astype(self.dtype)
+        y = targets(loss_variants(self.O)[self.loss], rows, self.O, self.dtype, rng, self.labels)
+        weight = rng.uniform(0, 2, rows) if self.weighted else None
+        return Feed(**{"x": x, "y": y, "weight": weight, "batch": self.B, **changes})
+
+
+def net_cases(subjects: Iterable[str] = tuple(SUBJECTS)) -> list[NetCase]:
+    """Every net with every activation, every activation with every loss, and so on for every two axes."""
+    rows = pairwise(
+        activation=ops.ACTIVATIONS,
+        loss=LOSS_NAMES,
+        net=NETS,
+        optimizer=MAIN_OPTIMIZERS,
+        O=(1, 3, 10),
+        B=(1, 8, 13),
+        weighted=(False, True),
+        labels=(True, False),
+    )
+    return [NetCase(subject, **row) for subject in subjects for row in rows]
+
+
+def few_nets(subjects: Iterable[str] = tuple(SUBJECTS), **fixed) -> list[NetCase]:
+    """One case per net, the other axes in turn: for properties that do not depend on the numbers."""
+    acts = [name for name in ops.ACTIVATIONS if name != "identity"]
+    return [
+        NetCase(
+            subject,
+            net,
+            acts[i % len(acts)],
+            **{"loss": LOSS_NAMES[i % len(LOSS_NAMES)], "optimizer": MAIN_OPTIMIZERS[i % len(MAIN_OPTIMIZERS)],
+               "weighted": i % 2 == 1, **fixed},
+        )
+        for subject in subjects
+        for i, net in enumerate(NETS)
+    ]  # fmt: skip

@@ -1,0 +1,301 @@
+"""The four kernels on every backend and target, held to the oracle; hostile memory and hostile numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import oracle
+import pytest
+from cases import (
+    FUSED,
+    LOSS_NAMES,
+    OPTIMIZERS,
+    SUBJECTS,
+    DenseCase,
+    LossCase,
+    UpdateCase,
+    dense_cases,
+    loss_cases,
+    loss_variants,
+    parametrize,
+    update_cases,
+)
+
+import fastbatch as fb
+from fastbatch import ops
+
+
+@parametrize(dense_cases("forward"))
+def test_dense_forward(case):
+    oracle.check_dense_forward(SUBJECTS[case.subject], case)
+
+
+@parametrize(dense_cases("backward"))
+def test_dense_backward(case):
+    oracle.check_dense_backward(SUBJECTS[case.subject], case, need_dx=case.bias or case.B % 2 == 0)
+
+
+@parametrize(loss_cases())
+def test_loss(case):
+    oracle.check_loss(SUBJECTS[case.subject], case)
+
+
+@parametrize(update_cases())
+def test_update(case):
+    oracle.check_update(SUBJECTS[case.subject], case)
+
+
+# every displacement of a vector, so that an aligned load where none is granted faults
+@pytest.mark.parametrize("skew", [0, 2, 3, 5, 8, 15])
+def test_any_alignment(subject, skew):
+    dense = DenseCase("forward", subject, "float32", "gelu", 9, 17, 33)
+    oracle.check_dense_forward(SUBJECTS[subject], dense, skew=skew)
+    oracle.check_dense_backward(SUBJECTS[subject], replace(dense, verb="backward"), skew=skew)
+    oracle.check_loss(SUBJECTS[subject], LossCase(subject, "float32", "cross_entropy", 9, 33, True, False), skew=skew)
+    oracle.check_update(SUBJECTS[subject], UpdateCase(subject, "float32", "adam", 33, 2), skew=skew)
+
+
+@pytest.mark.parametrize("activation", ops.ACTIVATIONS)
+@pytest.mark.parametrize("rows", [0, 1])
+def test_few_rows(subject, activation, rows):
+    case = DenseCase("forward", subject, "float32", activation, rows, 5, 7)
+    oracle.check_dense_forward(SUBJECTS[subject], case)
+    oracle.check_dense_backward(SUBJECTS[subject], replace(case, verb="backward"))
+
+
+@pytest.mark.parametrize("name", LOSS_NAMES)
+def test_loss_of_no_rows(subject, name):
+    a, y = np.empty((0, 3), np.float32), np.empty((0, 3), np.float32)
+    sums = SUBJECTS[subject].loss(a, y, loss_variants(3)[name], None, np.empty_like(a))
+    assert (sums.loss, sums.weight, sums.mean()) == (0, 0, 0)
+
+
+# -- numbers at the ends of the range ----------------------------------------------------------------------------------
+
+EXTREME = {"subnormal": 1e-41, "tiny": 1e-30, "large": 1e15, "huge": 1e30}
+
+
+@pytest.mark.parametrize("size", EXTREME)
+@pytest.mark.parametrize("activation", ops.ACTIVATIONS)
+def test_extreme_inputs(subject, activation, size):
+    case = DenseCase("forward", subject, "float32", activation, 5, 3, 9)
+    data = case.data()
+    data["x"] *= np.float32(EXTREME[size])
+    with np.errstate(all="ignore"):  # the reference overflows and underflows aloud
+        oracle.check_dense_forward(SUBJECTS[subject], case, data)
+        oracle.check_dense_backward(SUBJECTS[subject], case, data)
+
+
+@pytest.mark.parametrize("name", LOSS_NAMES)
+@pytest.mark.parametrize("size", EXTREME)
+def test_extreme_outputs(subject, name, size):
+    case = LossCase(subject, "float32", name, 5, 9, False, True)
+    data = case.data()
+    data["a"] *= np.float32(EXTREME[size])
+    with np.errstate(all="ignore"):
+        oracle.check_loss(SUBJECTS[subject], case, data)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("size", ["subnormal", "tiny", "large"])
+def test_extreme_gradients(subject, optimizer, size):
+    case = UpdateCase(subject, "float32", optimizer, 9, 3)
+    data = case.data()
+    data["g"] *= np.float32(EXTREME[size])
+    oracle.check_update(SUBJECTS[subject], case, data)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_nonfinite_input_reaches_its_row_only(subject, poison):
+    case = DenseCase("forward", subject, "float32", "identity", 9, 5, 11)
+    data = case.data()
+    data["x"][4, 2] = poison
+    with np.errstate(invalid="ignore"):
+        oracle.check_dense_forward(SUBJECTS[subject], case, data)
+        a, _ = fb.kernels.dense_forward(data["x"], data["w"], data["b"], backend=subject.partition("-")[0])
+    assert not np.isfinite(a[4]).any()
+    assert np.isfinite(np.delete(a, 4, axis=0)).all()
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("activation", ops.ACTIVATIONS)
+def test_nan_comes_through_every_activation(subject, activation, poison):
+    case = DenseCase("forward", subject, "float32", activation, 3, 2, 11)
+    data = case.data()
+    data["b"][::2] = poison
+    with np.errstate(invalid="ignore"):  # 0 x inf in the reference's formulas
+        oracle.check_dense_forward(SUBJECTS[subject], case, data)
+
+
+@pytest.mark.parametrize("name", LOSS_NAMES)
+def test_nan_comes_through_every_loss(subject, name):
+    case = LossCase(subject, "float32", name, 6, 5, False, True)
+    for column in range(case.O):
+        data = case.data()
+        data["a"][2, column] = np.nan
+        da = np.zeros_like(data["a"])
+        sums = SUBJECTS[subject].loss(data["a"], data["y"], case.row, None, da)
+        assert np.isnan(sums.loss)
+        assert np.isnan(da[2, column])
+        assert np.isfinite(np.delete(da, 2, axis=0)).all()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_masked_logits(subject, smoothing):
+    """A class with no target adds nothing at a logit of -inf; one with a target makes the loss infinite."""
+    a = np.array([[1, 2, -np.inf], [0, -np.inf, 3]], np.float32)
+    y, row, da = np.array([1, 2]), fb.losses.CrossEntropy(label_smoothing=smoothing), np.empty_like(a)
+    with np.errstate(invalid="ignore"):
+        sums = SUBJECTS[subject].loss(a, y, row, None, da)
+    if smoothing:
+        assert sums.loss == np.inf
+        return
+    p = np.exp([[-1, 0, -np.inf], [-3, -np.inf, 0]])
+    p /= p.sum(axis=1, keepdims=True)
+    exact = -np.log(p[[0, 1], y]).sum()
+    oracle.assert_within(np.float64(sums.loss), exact, 1e-5 * exact, "loss")
+    oracle.assert_within(da, p - np.eye(3)[y], 1e-6 * p, "da")
+
+
+# -- the public door ---------------------------------------------------------------------------------------------------
+
+
+def _strided(a):
+    wide = np.full((a.shape[0] * 2, a.shape[1] * 3), np.nan, a.dtype)
+    wide[::2, ::3] = a
+    return wide[::2, ::3]
+
+
+def _readonly(a):
+    a = a.copy()
+    a.flags.writeable = False
+    return a
+
+
+def _misaligned(a):
+    raw = np.zeros(a.nbytes + 1, np.uint8)
+    view = raw[1:].view(a.dtype).reshape(a.shape)
+    view[...] = a
+    return view
+
+
+LAYOUTS = {
+    "strided": _strided,
+    "reversed": lambda a: a[::-1, ::-1].copy()[::-1, ::-1],
+    "fortran": np.asfortranarray,
+    "readonly": _readonly,
+    "misaligned": _misaligned,
+    "byteswapped": lambda a: a.astype(a.dtype.newbyteorder()),
+    "list": lambda a: [list(row) for row in a],
+}
+
+
+def _equals(call, plain, other, native: bool):
+    """The same bits from any layout; what is not float32 in native order is refused by name."""
+    if not native:
+        with pytest.raises(fb.DTypeError, match="expected float32"):
+            call(other)
+        return
+    for got, expected in zip(call(other), call(plain)):
+        oracle.assert_same_bits(got, expected, "result")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("which", ["x", "w", "da"])
+def test_layouts(subject, public, which, layout):
+    backend = public(subject)
+    case = DenseCase("forward", subject, "float32", "tanh", 6, 5, 9)
+    data = case.data()
+
+    def call(value):
+        given = {**data, which: value}
+        if which != "da":
+            a, saved = fb.kernels.dense_forward(given["x"], given["w"], given["b"], "tanh", backend=backend)
+        else:
+            saved = np.tanh(data["x"] @ data["w"])
+            a = saved
+        return a, *fb.kernels.dense_backward(given["da"], given["x"], given["w"], saved, "tanh", backend=backend)
+
+    _equals(call, data[which], LAYOUTS[layout](data[which]), native=layout != "byteswapped")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", LOSS_NAMES)
+def test_loss_layouts(subject, public, name, layout):
+    backend = public(subject)
+    data = LossCase(subject, "float32", name, 6, 5, False, False).data()
+    row = loss_variants(5)[name]
+    _equals(
+        lambda a: tuple(map(np.asarray, fb.kernels.loss(row, a, data["y"], backend=backend))),
+        data["a"],
+        LAYOUTS[layout](data["a"]),
+        native=layout != "byteswapped",
+    )
+
+
+@pytest.mark.parametrize("activation", ops.ACTIVATIONS)
+def test_public_forward_and_backward(subject, public, activation):
+    backend = public(subject)
+    case = DenseCase("forward", subject, "float32", activation, 7, 5, 13)
+    data = case.data()
+    out = oracle.Guarded(np.zeros((7, 13), np.float32))
+    a, saved = fb.kernels.dense_forward(data["x"], data["w"], data["b"], activation, out=out.array, backend=backend)
+    out.check("out")
+    assert np.shares_memory(a, out.array)
+    z, ez = oracle.affine(data["x"], data["w"], data["b"], "float32")
+    exact, ea = oracle.activate(case.row, z, ez, "float32")
+    oracle.assert_within(a, exact, ea, "a")
+    assert (saved is None) == (case.row.saves == "none")
+    dw, db, dx = fb.kernels.dense_backward(data["da"], data["x"], data["w"], saved, activation, backend=backend)
+    d, ed = oracle.slope(case.row, saved, 0.0, "float32")
+    dz, edz = oracle.delta(data["da"].astype(np.float64), 0.0, d, ed, "float32")
+    oracle.assert_within(dw, *oracle.weight_gradient(data["x"].astype(float), 0.0, dz, edz, "float32"), "dw")
+    exact, bound = oracle.weight_gradient(np.ones((7, 1)), 0.0, dz, edz, "float32")
+    oracle.assert_within(db, exact[0], bound[0], "db")
+    oracle.assert_within(dx, *oracle.input_gradient(dz, edz, data["w"], "float32"), "dx")
+    without = fb.kernels.dense_backward(
+        data["da"], data["x"], data["w"], saved, activation, need_dx=False, backend=backend
+    )
+    assert without[2] is None
+    oracle.assert_same_bits(without[0], dw, "dw without dx")
+
+
+@pytest.mark.parametrize("name", LOSS_NAMES)
+def test_public_loss_is_the_mean(subject, public, name):
+    backend = public(subject)
+    case = LossCase(subject, "float32", name, 9, 4, False, True)
+    data = case.data()
+    value, da = fb.kernels.loss(case.row, data["a"], data["y"], backend=backend)
+    sums, esums, exact, bound = oracle.loss(case.row, data["a"], data["y"], None, "float32")
+    room = 4 * oracle.U["float32"]
+    mean = sums.mean()
+    oracle.assert_within(np.float64(value), mean, esums.loss / sums.weight + room * abs(mean), "mean")
+    oracle.assert_within(da, exact / sums.weight, bound / sums.weight + room * np.abs(exact), "da")
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_public_update(subject, public, optimizer):
+    backend = public(subject)
+    case = UpdateCase(subject, "float32", optimizer, 13, 2)
+    data = case.data()
+    exact_p, ep, exact_slots, eslots = oracle.update(case.row, **data, t=2, lr=case.row.lr, dtype="float32")
+    p, slots = oracle.Guarded(data["p"]), oracle.Guarded(data["slots"])
+    fb.kernels.update(case.row, p.array, _strided(data["g"][None])[0], slots.array, 2, backend=backend)
+    p.check("p"), slots.check("slots")
+    oracle.assert_within(p.array, exact_p, ep, "p")
+    oracle.assert_within(slots.array, exact_slots, eslots, "slots")
+
+
+@pytest.mark.parametrize("array", ["x", "w", "b"])
+def test_float64_runs_on_the_reference_or_is_refused(array):
+    case = DenseCase("forward", "reference", "float64", "tanh", 3, 4, 5)
+    data = case.data()
+    a, _ = fb.kernels.dense_forward(data["x"], data["w"], data["b"], "tanh")
+    assert a.dtype == np.float64
+    oracle.assert_within(a, np.tanh(data["x"] @ data["w"] + data["b"]), 1e-14, "a")
+    with pytest.raises(fb.DTypeError, match=rf"{array if array != 'x' else 'w'}: expected float"):
+        fb.kernels.dense_forward(**{n: data[n].astype("float32") if n == array else data[n] for n in ("x", "w", "b")})
+    if FUSED:
+        with pytest.raises(fb.BackendError, match="float64 is not compiled"):
+            fb.kernels.dense_forward(data["x"], data["w"], data["b"], backend="c")
