@@ -6,6 +6,8 @@ Every check happens before anything is changed. Messages carry the path of the o
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from numbers import Real
 
 import numpy as np
 
@@ -13,20 +15,27 @@ from . import ops
 from .errors import ArgumentError, DataError, DTypeError, ShapeError
 
 __all__ = [
+    "DTYPES",
     "as_batch_size",
-    "as_class_weight",
+    "as_dtype",
     "as_inputs",
+    "as_real",
     "as_targets",
     "as_weight",
     "check_finite",
     "check_outputs",
+    "class_table",
     "count",
     "first_nonfinite",
     "flag",
     "fraction",
+    "labels_of",
+    "seed",
 ]
 
 Array = np.ndarray
+
+DTYPES = ("float32", "float64")
 
 # rows looked at together when scanning for NaN: bounds the temporary to a few megabytes
 _SCAN = 1 << 19
@@ -45,7 +54,8 @@ def _as_array(value, where: str) -> Array:
         raise ShapeError(f"{where}: expected a rectangular array, got rows of different lengths") from error
 
 
-def _real(value, where: str) -> Array:
+def as_real(value, where: str) -> Array:
+    """`value` as an array of a real or integer dtype; ShapeError for ragged rows, DTypeError for anything else."""
     array = _as_array(value, where)
     if array.dtype.kind not in "fiub":
         raise DTypeError(f"{where}: expected a real or integer dtype, got {array.dtype}")
@@ -54,7 +64,8 @@ def _real(value, where: str) -> Array:
 
 def _convert(array: Array, dtype: str) -> Array:
     """`array` in `dtype` with unit inner stride; a view where it already is."""
-    array = array.astype(dtype, copy=False)
+    with np.errstate(over="ignore"):  # what the dtype cannot hold becomes Inf, for check_finite to report
+        array = array.astype(dtype, copy=False)
     if array.flags.c_contiguous and array.flags.aligned:
         return array
     inner = array.strides[-1] if array.ndim and array.size else array.itemsize
@@ -70,7 +81,7 @@ def as_inputs(value, width: int, dtype: str, where: str = "X", layer: str = "", 
     ------
     ShapeError, DTypeError
     """
-    array = _real(value, where)
+    array = as_real(value, where)
     if array.ndim != 2 or array.shape[1] != width:
         hint = f"; for one row use {where}[None, :], for one feature {where}[:, None]" if array.ndim == 1 else ""
         raise ShapeError(f"{where}: expected shape (n, {width}), got {array.shape}{layer and ': ' + layer}{hint}")
@@ -88,7 +99,7 @@ def as_targets(value, loss: ops.Loss, rows: int, outputs: int, dtype: str, where
     DataError
         For labels outside 0 .. O-1, floats that are not whole numbers, or numbers outside [0, 1].
     """
-    array = _real(value, where)
+    array = as_real(value, where)
     if array.ndim == 0 or len(array) != rows:
         raise ShapeError(f"{where}: expected {rows} rows as in X, got shape {array.shape}")
     if loss.targets == "classes":
@@ -113,7 +124,7 @@ def as_targets(value, loss: ops.Loss, rows: int, outputs: int, dtype: str, where
 def check_outputs(loss: ops.Loss, outputs: int) -> None:
     """ShapeError when the loss carries weights for another number of outputs."""
     weights = loss.per_output
-    if weights is not None and len(weights) not in (1, outputs):
+    if weights is not None and len(weights) != outputs and not (loss.targets == "binary" and len(weights) == 1):
         raise ShapeError(f"{loss.name}: expected {outputs} weights, one per output, got {len(weights)}")
 
 
@@ -144,7 +155,7 @@ def as_weight(value, rows: int, where: str = "sample_weight") -> Array | None:
     """
     if value is None:
         return None
-    array = _real(value, where)
+    array = as_real(value, where)
     if array.shape != (rows,):
         raise ShapeError(f"{where}: expected shape ({rows},), got {array.shape}")
     bad = ~np.isfinite(array) | (array < 0)
@@ -159,10 +170,19 @@ def as_weight(value, rows: int, where: str = "sample_weight") -> Array | None:
     return weight
 
 
-def as_class_weight(value, y: Array, loss: ops.Loss, outputs: int) -> Array | None:
-    """Row weights (n,) of float64 from ``class_weight``.
+def labels_of(y: Array, loss: ops.Loss) -> Array | None:
+    """Class of each row (n,), 0 or 1 for one binary output; None where rows have no class."""
+    if loss.targets == "classes" and y.ndim == 1:
+        return y
+    if loss.targets == "binary" and y.shape[1] == 1:
+        return (y[:, 0] > 0.5).astype(np.int64)
+    return None
 
-    A dict, where a missing class counts 1, or "balanced": n / (K * count) over the K classes present.
+
+def class_table(value, y: Array, loss: ops.Loss, outputs: int) -> Array | None:
+    """Weight of each class (K,) from ``class_weight``.
+
+    A dict, where a missing class counts 1, or "balanced": n / (K * count) over the K classes present in `y`.
 
     Raises
     ------
@@ -171,31 +191,23 @@ def as_class_weight(value, y: Array, loss: ops.Loss, outputs: int) -> Array | No
     """
     if value is None:
         return None
-    where = "class_weight"
-    if loss.targets == "classes" and y.ndim == 1:
-        labels, classes = y, outputs
-    elif loss.targets == "binary" and outputs == 1:
-        labels, classes = (y[:, 0] > 0.5).astype(np.int64), 2
-    else:
+    where, labels = "class_weight", labels_of(y, loss)
+    if labels is None:
         raise ArgumentError(f"{where}: expected integer labels in y, got {loss.name} with targets of shape {y.shape}")
-    if isinstance(value, str):
-        if value != "balanced":
-            raise ArgumentError(f"{where}: expected a dict or 'balanced', got {value!r}")
+    classes = 2 if loss.targets == "binary" else outputs
+    if isinstance(value, str) and value == "balanced":
         counts = np.bincount(labels, minlength=classes)
-        present = np.count_nonzero(counts)
-        return (len(labels) / (present * np.maximum(counts, 1)))[labels]
+        return len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    if not isinstance(value, Mapping):
+        raise ArgumentError(f"{where}: expected a dict or 'balanced', got {type(value).__name__} {value!r}")
     table = np.ones(classes)
-    try:
-        items = list(value.items())
-    except AttributeError:
-        raise ArgumentError(f"{where}: expected a dict or 'balanced', got {type(value).__name__}") from None
-    for label, weight in items:
+    for label, weight in value.items():
         if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or not 0 <= label < classes:
             raise ArgumentError(f"{where}: expected classes 0 .. {classes - 1}, got {label!r}")
-        if not isinstance(weight, (int, float, np.number)) or not math.isfinite(weight) or weight < 0:
+        if not isinstance(weight, Real) or not math.isfinite(weight) or weight < 0:
             raise ArgumentError(f"{where}: expected finite weights >= 0, got {weight!r} for class {label}")
         table[label] = weight
-    return table[labels]
+    return table
 
 
 def first_nonfinite(array: Array) -> tuple[int, ...] | None:
@@ -206,8 +218,9 @@ def first_nonfinite(array: Array) -> tuple[int, ...] | None:
     for start in range(0, len(array), block):
         part = array[start : start + block]
         # NaN and Inf survive a sum; one in double cannot overflow for float32, and is looked at again if it does
-        if math.isfinite(part.sum(dtype=np.float64)):
-            continue
+        with np.errstate(all="ignore"):
+            if math.isfinite(part.sum(dtype=np.float64)):
+                continue
         bad = ~np.isfinite(part)
         if bad.any():
             index = np.unravel_index(int(np.argmax(bad)), bad.shape)
@@ -215,17 +228,25 @@ def first_nonfinite(array: Array) -> tuple[int, ...] | None:
     return None
 
 
-def check_finite(array: Array, where: str) -> None:
-    """DataError when `array` holds NaN or Inf; names the first place."""
+def check_finite(array: Array, where: str, given=None) -> None:
+    """DataError when `array` holds NaN or Inf; names the first place.
+
+    `given` is what `array` was converted from: a number too large for the dtype is reported as it was.
+    """
     index = first_nonfinite(array)
-    if index is not None:
-        place = f"row {index[0]}" + (f", column {index[1]}" if len(index) > 1 else "")
-        raise DataError(f"{where}: expected finite numbers, got {array[index]} in {place}")
+    if index is None:
+        return
+    place = f"row {index[0]}" + (f", column {index[1]}" if len(index) > 1 else "")
+    before = array if given is None else _as_array(given, where)
+    value = before[index] if before.shape == array.shape else array[index]
+    if np.isfinite(value):
+        raise DataError(f"{where}: expected numbers that {array.dtype} can hold, got {value} in {place}")
+    raise DataError(f"{where}: expected finite numbers, got {value} in {place}")
 
 
 def as_batch_size(value, rows: int) -> int:
     """``batch_size`` as a number of rows: an int >= 1, capped at `rows`, or "full"."""
-    if value == "full" and isinstance(value, str):
+    if isinstance(value, str) and value == "full":
         return rows
     return min(count("batch_size", value, 'an integer >= 1 or "full"'), rows)
 
@@ -238,9 +259,27 @@ def count(where: str, value, expected: str = "an integer >= 1", least: int = 1) 
 
 def fraction(where: str, value) -> float:
     """A number in [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)) or not 0 <= value < 1:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < 1:
         raise ArgumentError(f"{where}: expected a number in [0, 1), got {value!r}")
     return float(value)
+
+
+def seed(where: str, value) -> int:
+    """An integer in [0, 2**64)."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < 2**64:
+        raise ArgumentError(f"{where}: expected an integer in [0, 2**64), got {value!r}")
+    return int(value)
+
+
+def as_dtype(value) -> str:
+    """The name of a dtype that models come in."""
+    try:
+        name = None if value is None else np.dtype(value).name
+    except TypeError:
+        name = None
+    if name not in DTYPES:
+        raise ArgumentError(f"dtype: expected one of {', '.join(DTYPES)}; got {value!r}")
+    return name
 
 
 def flag(where: str, value) -> bool:

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
-    except FastbatchError as error:
+    except (FastbatchError, OSError) as error:
         print(f"fastbatch: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 
-from .errors import BackendError
+from .checks import count
+from .errors import ArgumentError, BackendError
 from .info import info
 from .layers import Dense, Dropout
 from .model import Sequential
@@ -18,19 +20,37 @@ __all__ = ["demo"]
 
 def _digits(seed: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Training and test part (a fifth), pixels scaled to [0, 1]."""
-    try:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise BackendError("the demo needs scikit-learn and matplotlib: pip install 'fastbatch[demo]'") from error
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     X, y = load_digits(return_X_y=True)
     X = (X / 16).astype(np.float32)
     X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.2, stratify=y, random_state=seed)
     return (X_train, y_train), (X_test, y_test)
 
 
+def _check(out: str | os.PathLike, epochs: int, seed: int) -> None:
+    """Everything that could fail after the training has been waited for."""
+    try:
+        import sklearn  # noqa: F401
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise BackendError(
+            f"the demo needs scikit-learn and matplotlib: pip install 'fastbatch[demo]' ({error})"
+        ) from error
+    count("epochs", epochs)
+    if not 0 <= seed < 2**32:
+        raise ArgumentError(f"seed: expected an integer in [0, 2**32), got {seed}")
+    endings = Figure().canvas.get_supported_filetypes()
+    if Path(out).suffix[1:] not in endings:
+        raise ArgumentError(f"out: expected a file name ending in .{', .'.join(sorted(endings))}; got {out}")
+    if not Path(out).absolute().parent.is_dir():
+        raise ArgumentError(f"out: expected a folder that exists, got {Path(out).parent}")
+
+
 def demo(out: str | os.PathLike = "fastbatch_demo.png", epochs: int = 60, seed: int = 0) -> float:
     """Train, print, plot; returns the test accuracy, and its last line on stdout is ``test accuracy: 0.xxx``."""
+    _check(out, epochs, seed)
     (X, y), (X_test, y_test) = _digits(seed)
     model = Sequential(
         [

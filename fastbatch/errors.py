@@ -114,6 +114,10 @@ _ELSEWHERE = {
     "smooth_l1": "huber",
     "swish": "silu",
     "lrelu": "leaky_relu",
+    "xavier_normal": "glorot_normal",
+    "xavier_uniform": "glorot_uniform",
+    "kaiming_normal": "he_normal",
+    "kaiming_uniform": "he_uniform",
     "acc": "accuracy",
     "cpu": "c",
     "native": "c",
@@ -123,11 +127,11 @@ _ELSEWHERE = {
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest choice, or an empty string."""
-    choices = list(choices)
-    guess = _ELSEWHERE.get(name.lower())
-    if guess not in choices:
-        close = difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.6)
-        guess = close[0] if close else None
+    by_lower = {choice.lower(): choice for choice in choices}
+    guess = by_lower.get(_ELSEWHERE.get(name.lower(), name.lower()))
+    if guess is None:
+        close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+        guess = by_lower[close[0]] if close else None
     return f"; did you mean {guess!r}?" if guess else ""
 
 

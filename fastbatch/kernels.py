@@ -11,7 +11,6 @@ import numpy as np
 from . import checks, ops
 from .backends import select
 from .errors import ArgumentError, DTypeError, ShapeError, named_keywords
-from .model import as_dtype
 from .plan import Plan, Stage
 from .protocol import Backend
 
@@ -35,7 +34,7 @@ def _array(value, where: str, shape: tuple[int | None, ...], dtype: str | None =
     if array.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, array.shape)):
         expected = "(" + ", ".join("n" if n is None else str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
         raise ShapeError(f"{where}: expected shape {expected}, got {array.shape}")
-    return np.require(array, requirements="CA")
+    return np.require(array, requirements=["C", "A"])
 
 
 def _in_place(value, where: str, shape: tuple[int | None, ...], dtype: str | None = None) -> Array:
@@ -71,7 +70,7 @@ def dense_forward(x, w, b=None, activation: str = "identity", *, out: Array | No
     """
     row = ops.get_activation(activation)
     x = _array(x, "x", (None, None))
-    dtype = as_dtype(x.dtype)
+    dtype = checks.as_dtype(x.dtype)
     w = _array(w, "w", (x.shape[1], None), dtype)
     b = None if b is None else _array(b, "b", (w.shape[1],), dtype)
     shape = len(x), w.shape[1]
@@ -110,7 +109,7 @@ def dense_backward(
     """
     row = ops.get_activation(activation)
     x = _array(x, "x", (None, None))
-    dtype = as_dtype(x.dtype)
+    dtype = checks.as_dtype(x.dtype)
     w = _array(w, "w", (x.shape[1], None), dtype)
     da = _array(da, "da", (len(x), w.shape[1]), dtype)
     if row.saves != "none":
@@ -147,7 +146,7 @@ def loss(name: str | ops.Loss, a, y, *, backend: str = "auto") -> tuple[float, A
     if len(a) == 0:
         raise ShapeError(f"a: expected at least 1 row, got shape {a.shape}")
     checks.check_outputs(row, a.shape[1])
-    dtype = as_dtype(a.dtype)
+    dtype = checks.as_dtype(a.dtype)
     y = np.ascontiguousarray(checks.as_targets(y, row, len(a), a.shape[1], dtype))
     da = np.empty_like(a)
     sums = _backend(backend, dtype, loss=row).loss(a, y, row, None, da)
@@ -176,7 +175,7 @@ def update(optimizer: ops.Optimizer, p: Array, g, slots: Array, t: int, *, backe
     """
     optimizer = ops.get_optimizer(optimizer)
     p = _in_place(p, "p", (None,))
-    dtype = as_dtype(p.dtype)
+    dtype = checks.as_dtype(p.dtype)
     g = _array(g, "g", (len(p),), dtype)
     slots = _in_place(slots, "slots", (optimizer.slots, len(p)), dtype)
     t = checks.count("t", t)

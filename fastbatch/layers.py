@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from . import ops
-from .errors import ArgumentError, named_fields
+from . import checks, ops
+from .errors import named_fields
 
 __all__ = ["LAYERS", "Activation", "Dense", "Dropout", "Layer"]
 
@@ -15,12 +13,6 @@ __all__ = ["LAYERS", "Activation", "Dense", "Dropout", "Layer"]
 @dataclass(frozen=True)
 class Layer:
     """Base of every layer."""
-
-
-def _positive_int(where: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ArgumentError(f"{where}: expected an integer >= 1, got {value!r}")
-    return int(value)
 
 
 @named_fields
@@ -49,10 +41,9 @@ class Dense(Layer):
     init: str = "auto"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "units", _positive_int("Dense(units=)", self.units))
+        object.__setattr__(self, "units", checks.count("Dense(units=)", self.units))
         object.__setattr__(self, "activation", ops.get_activation(self.activation).name)
-        if not isinstance(self.bias, (bool, np.bool_)):
-            raise ArgumentError(f"Dense(bias=): expected True or False, got {self.bias!r}")
+        object.__setattr__(self, "bias", checks.flag("Dense(bias=)", self.bias))
         ops.get_initializer(self.init)
 
 
@@ -89,13 +80,7 @@ class Dropout(Layer):
     rate: float
 
     def __post_init__(self) -> None:
-        if (
-            isinstance(self.rate, bool)
-            or not isinstance(self.rate, (int, float, np.floating))
-            or not 0 <= self.rate < 1
-        ):
-            raise ArgumentError(f"Dropout(rate=): expected a number in [0, 1), got {self.rate!r}")
-        object.__setattr__(self, "rate", float(self.rate))
+        object.__setattr__(self, "rate", checks.fraction("Dropout(rate=)", self.rate))
 
 
 LAYERS: dict[str, type[Layer]] = {cls.__name__: cls for cls in (Dense, Activation, Dropout)}

@@ -11,14 +11,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from . import ops
+from . import checks, ops
 from .errors import ArgumentError, CheckpointError, FastbatchError, ShapeError, named_keywords
 from .layers import LAYERS, Activation, Dense, Dropout, Layer
 
 __all__ = ["MLP", "Sequential", "load"]
 
 FORMAT_VERSION = 1
-_DTYPES = ("float32", "float64")
 
 
 class Sequential:
@@ -55,28 +54,24 @@ class Sequential:
 
     @named_keywords
     def __init__(self, layers: Sequence[Layer], *, input_size: int, seed: int = 0, dtype: str = "float32") -> None:
+        if not isinstance(layers, (list, tuple)):
+            raise ArgumentError(f"Sequential(layers=): expected a list of layers, got {type(layers).__name__}")
         self.layers = tuple(layers)
         for i, layer in enumerate(self.layers):
             if not isinstance(layer, Layer):
                 raise ArgumentError(f"Sequential: expected layers, got {layer!r} at position {i}")
         if not any(isinstance(layer, Dense) for layer in self.layers):
             raise ArgumentError("Sequential: expected at least one Dense layer, got none")
-        if isinstance(input_size, bool) or not isinstance(input_size, (int, np.integer)) or input_size < 1:
-            raise ArgumentError(f"Sequential(input_size=): expected an integer >= 1, got {input_size!r}")
-        self.input_size = int(input_size)
-        self.seed = as_seed("Sequential(seed=)", seed)
-        self.dtype = as_dtype(dtype)
+        self.input_size = checks.count("Sequential(input_size=)", input_size)
+        self.seed = checks.seed("Sequential(seed=)", seed)
+        self.dtype = checks.as_dtype(dtype)
         self.loss: ops.Loss | None = None
         self._allocate()
         self._initialize()
 
     def _allocate(self) -> None:
-        shapes, width = [], self.input_size
-        for layer in self.layers:
-            if isinstance(layer, Dense):
-                shapes.append((width, layer.units, layer.bias))
-                width = layer.units
-        self.output_size = width
+        shapes = _dense_shapes(self.layers, self.input_size)
+        self.output_size = shapes[-1][1]
         self._parameters = np.zeros(sum(i * o + o * bias for i, o, bias in shapes), self.dtype)
         self._weights, offset = [], 0
         for i, o, bias in shapes:
@@ -90,6 +85,7 @@ class Sequential:
         dense = [k for k, layer in enumerate(self.layers) if isinstance(layer, Dense)]
         for number, (k, (w, _)) in enumerate(zip(dense, self._weights)):
             layer, behind = self.layers[k], self.layers[k + 1 : k + 2]
+            assert isinstance(layer, Dense)
             name = layer.activation
             if name == "identity" and behind and isinstance(behind[0], Activation):
                 name = behind[0].name
@@ -108,17 +104,24 @@ class Sequential:
     def num_parameters(self) -> int:
         return self._parameters.size
 
+    @property
+    def first_dense(self) -> str:
+        """The layer that X meets, as error messages name it."""
+        k, layer = next((k, layer) for k, layer in enumerate(self.layers) if isinstance(layer, Dense))
+        return f"layer {k} Dense({self.input_size} -> {layer.units})"
+
     def get_weights(self) -> list[tuple[np.ndarray, np.ndarray | None]]:
         """Copies of the weights, one (w, b) pair per Dense."""
         return [(w.copy(), None if b is None else b.copy()) for w, b in self._weights]
 
+    @named_keywords
     def set_weights(self, weights: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> None:
         """Copy `weights`, as :meth:`get_weights` gives them, into the model.
 
         Raises
         ------
-        ShapeError
-            When the number of pairs or a shape differs; nothing is changed then.
+        ShapeError, DTypeError
+            When the number of pairs or a shape differs, or a dtype is not real; nothing is changed then.
         """
         weights = list(weights)
         if len(weights) != len(self._weights):
@@ -128,14 +131,16 @@ class Sequential:
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
                 raise ShapeError(f"set_weights: expected a pair (w, b), got {type(pair).__name__}: Dense {k}")
             for name, value, own in zip("wb", pair, (w, b)):
-                got, expected = (None if v is None else np.shape(v) for v in (value, own))
+                value = None if value is None else checks.as_real(value, f"set_weights: {name} of Dense {k}")
+                got, expected = (None if v is None else v.shape for v in (value, own))
                 if got != expected:
                     raise ShapeError(f"set_weights: expected {name} {expected}, got {got}: Dense {k}")
                 if own is not None:
-                    new.append((own, np.asarray(value, self.dtype)))
+                    new.append((own, value))
         for own, value in new:
             own[:] = value
 
+    @named_keywords
     def predict(self, X, batch_size: int | None = None, validate: bool = True) -> np.ndarray:
         """Outputs of the last layer, (n, O); dropout is off. Safe from many threads at once.
 
@@ -154,6 +159,7 @@ class Sequential:
         """
         return Sequential._predict(self, X, batch_size, validate)
 
+    @named_keywords
     def predict_proba(self, X, batch_size: int | None = None, validate: bool = True) -> np.ndarray:
         """Probabilities, (n, O): softmax or sigmoid, as the loss the model was trained with says.
 
@@ -208,6 +214,7 @@ class Sequential:
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
+    @named_keywords
     def save(self, path: str | os.PathLike) -> None:
         """Write one safetensors file: tensors ``"<Dense>.w"``, ``"<Dense>.b"`` and the description in its metadata.
 
@@ -233,38 +240,32 @@ class Sequential:
         write_atomically(path, save(tensors, metadata))
 
 
-def as_seed(where: str, seed: object) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
-        raise ArgumentError(f"{where}: expected an integer in [0, 2**64), got {seed!r}")
-    return int(seed)
-
-
-def as_dtype(dtype: object) -> str:
-    try:
-        name = None if dtype is None else np.dtype(dtype).name  # type: ignore[call-overload]
-    except TypeError:
-        name = None
-    if name not in _DTYPES:
-        raise ArgumentError(f"dtype: expected one of {', '.join(_DTYPES)}; got {dtype!r}")
-    return name
+def _dense_shapes(layers: Sequence[Layer], width: int) -> list[tuple[int, int, bool]]:
+    """(I, O, bias) of every Dense."""
+    shapes = []
+    for layer in layers:
+        if isinstance(layer, Dense):
+            shapes.append((width, layer.units, layer.bias))
+            width = layer.units
+    return shapes
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
-    import tempfile
-
+    """Write beside `path` and rename, so that `path` is the old file or the new one and never half of either."""
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 
+@named_keywords
 def load(path: str | os.PathLike) -> Sequential:
     """Read a model that :meth:`Sequential.save` wrote.
 
@@ -294,7 +295,7 @@ def load(path: str | os.PathLike) -> Sequential:
         if isinstance(error, FileNotFoundError):
             raise
         raise CheckpointError(f"{path}: expected a safetensors file, got something unreadable: {error}") from error
-    except (FastbatchError, KeyError, TypeError, ValueError) as error:
+    except (FastbatchError, KeyError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: the description of the model is damaged: {error}") from error
@@ -302,6 +303,15 @@ def load(path: str | os.PathLike) -> Sequential:
 
 def _build(description: dict, tensors: dict[str, np.ndarray]) -> Sequential:
     layers = [LAYERS[name](**fields) for name, fields in description["layers"]]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for k, (i, o, bias) in enumerate(_dense_shapes(layers, description["input_size"])):
+        shapes[f"{k}.w"] = (i, o)
+        if bias:
+            shapes[f"{k}.b"] = (o,)
+    # before anything is allocated: a damaged description may ask for any size
+    found = {key: tensor.shape for key, tensor in tensors.items()}
+    if found != shapes or any(tensor.dtype != description["dtype"] for tensor in tensors.values()):
+        raise ShapeError(f"expected tensors {shapes} of {description['dtype']}, got {found}")
     model = Sequential(
         layers, input_size=description["input_size"], seed=description["seed"], dtype=description["dtype"]
     )
@@ -345,9 +355,8 @@ def MLP(
     ArgumentError
         For fewer than two sizes, or a bad value.
     """
-    sizes = list(sizes)
-    if len(sizes) < 2:
-        raise ArgumentError(f"MLP(sizes=): expected at least an input and an output width, got {sizes!r}")
+    if not isinstance(sizes, (list, tuple)) or len(sizes) < 2:
+        raise ArgumentError(f"MLP(sizes=): expected a list of at least an input and an output width, got {sizes!r}")
     layers: list[Layer] = []
     for units in sizes[1:-1]:
         layers.append(Dense(units, activation=activation, init=init))

@@ -148,7 +148,8 @@ class _Carver:
     """Hands out aligned byte ranges, and remembers what for."""
 
     def __init__(self) -> None:
-        self.nbytes, self.purposes = 0, {}
+        self.nbytes = 0
+        self.purposes: dict[str, int] = {}
 
     def take(self, purpose: str, nbytes: int) -> int:
         offset = self.nbytes

@@ -45,6 +45,7 @@ class ComposedProgram:
 
     def _affine(self, stage: Stage, flat: Array) -> tuple[Array, Array | None]:
         i, o = stage.inputs, stage.outputs
+        assert stage.w is not None
         w = flat[stage.w : stage.w + i * o].reshape(i, o)
         return w, None if stage.b is None else flat[stage.b : stage.b + o]
 
@@ -88,7 +89,7 @@ class ComposedProgram:
                 if dx is None:
                     return
                 da = dx
-            elif stage.activation.saves != "none":
+            elif trace.saved is not None:
                 da = da * stage.activation.slope(trace.saved)
 
     def _batch(self, feed: Feed, rows: slice) -> tuple[Array, Array, Array | None]:
@@ -144,9 +145,20 @@ class ComposedProgram:
         if not np.isfinite(gradient).all():
             bad = gradient[~np.isfinite(gradient)][0]
             raise DivergenceError.at("gradient", float(bad), int(self.state.steps[0]))
-        t = int(self.state.steps[0]) + 1
-        self.kernels.update(self.plan.optimizer, self.state.parameters, gradient, self.state.slots, t, lr)
-        self.state.steps[0] = t
+        state, t = self.state, int(self.state.steps[0]) + 1
+        parameters, slots = state.parameters.copy(), state.slots.copy()
+        self.kernels.update(self.plan.optimizer, parameters, gradient, slots, t, lr)
+
+        def commit() -> None:
+            state.parameters[:] = parameters
+            state.slots[:] = slots
+            state.steps[0] = t
+
+        try:
+            commit()
+        except KeyboardInterrupt:  # between two of the writes: make all of them, then let it pass
+            commit()
+            raise
 
     def predict(self, x: Array, out: Array) -> None:
         out[...] = self._forward(x, 0, training=False)[0]
@@ -187,7 +199,7 @@ PREDICT_ROWS = 4096
 
 def predict(model: Sequential, X, batch_size: int | None = None, validate: bool = True) -> Array:
     """See :meth:`fastbatch.Sequential.predict`."""
-    x = as_inputs(X, model.input_size, model.dtype, "X", empty=True) if validate else X
+    x = as_inputs(X, model.input_size, model.dtype, "X", model.first_dense, empty=True) if validate else X
     block = PREDICT_ROWS if batch_size is None else count("batch_size", batch_size)
     out = np.empty((len(x), model.output_size), model.dtype)
     program = _inference_program(model)

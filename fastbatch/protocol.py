@@ -44,7 +44,7 @@ class Feed:
     Attributes
     ----------
     x : (n, I) ndarray of the plan's dtype
-    y : (n,) ndarray of int64, (n, O) ndarray of the plan's dtype, or None
+    y : (n,) ndarray of int64, or (n, O) ndarray of the plan's dtype
     weight : (n,) ndarray of float64, or None
     order : (m,) ndarray of int64, or None for all rows in order
     batch : int
@@ -54,7 +54,7 @@ class Feed:
     """
 
     x: Array
-    y: Array | None = None
+    y: Array
     weight: Array | None = None
     order: Array | None = None
     batch: int = 1

@@ -6,7 +6,7 @@ import functools
 import os
 from pathlib import Path
 
-from .errors import ArgumentError
+from .errors import ArgumentError, named_fields
 
 __all__ = ["allowed", "available", "get_num_threads", "is_set", "set_num_threads"]
 
@@ -58,6 +58,7 @@ def get_num_threads() -> int:
     return _requested or _from_environment() or available()
 
 
+@named_fields
 class set_num_threads:
     """Set the upper bound on threads; as a context manager, until the block ends.
 

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 import fastbatch as fb
-from fastbatch import model, ops
+from fastbatch import checks, ops
 from fastbatch.backends import get
 from fastbatch.plan import Plan, Stage, make_plan
 from fastbatch.program import ComposedProgram
 from fastbatch.protocol import Feed, State
 
 Array = np.ndarray
-DTYPES = model._DTYPES
+DTYPES = checks.DTYPES
 SHORT = {"float32": "f32", "float64": "f64"}
 PRIMES = (5, 7, 11, 13, 31)
 

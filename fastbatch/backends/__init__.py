@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 
-from ..errors import BackendError, did_you_mean
+from ..errors import BackendError, did_you_mean, named_fields
 from ..plan import Plan
 from ..protocol import Backend
 
@@ -83,6 +83,7 @@ def select(name: str, plan: Plan) -> Backend:
     return next(backend for backend in candidates if backend.supports(plan) is None)
 
 
+@named_fields
 class set_backend:
     """Set the backend that "auto" means in this process; as a context manager, until the block ends."""
 

@@ -44,7 +44,7 @@ class Reference:
         db: Array | None,
         dx: Array | None,
     ) -> None:
-        dz = da if activation.saves == "none" else da * activation.slope(saved)
+        dz = da if saved is None else da * activation.slope(saved)
         dw += x.T @ dz
         if db is not None:
             db += dz.sum(axis=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..errors import ArgumentError, unknown_name
 from . import random
 from .activations import ACTIVATIONS, SYNONYMS, Activation
@@ -67,10 +69,10 @@ def get_optimizer(optimizer: str | Optimizer | None) -> Optimizer:
     return OPTIMIZERS[optimizer.lower()]()
 
 
-def get_metrics(names: str | tuple[str, ...] | list[str], loss: Loss) -> dict:
+def get_metrics(names: str | Sequence[str], loss: Loss) -> dict:
     """Metric functions by name; refuses one that is not defined for what the loss predicts."""
     found = {}
-    for name in (names,) if isinstance(names, str) else names:
+    for name in names if isinstance(names, (list, tuple)) else (names,):
         if not isinstance(name, str) or name not in METRICS:
             raise unknown_name("metrics", name, METRICS)
         function, targets = METRICS[name]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 import numpy as np
@@ -129,7 +130,7 @@ class Huber(Loss):
     delta: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.delta, (int, float)) and math.isfinite(self.delta) and self.delta > 0):
+        if not (isinstance(self.delta, Real) and math.isfinite(self.delta) and self.delta > 0):
             raise ArgumentError(f"Huber(delta=): expected a finite number > 0, got {self.delta!r}")
 
     @property
@@ -168,7 +169,7 @@ class CrossEntropy(Loss):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weight", _weights("CrossEntropy(weight=)", self.weight))
-        if not (isinstance(self.label_smoothing, (int, float)) and 0 <= self.label_smoothing <= 1):
+        if not (isinstance(self.label_smoothing, Real) and 0 <= self.label_smoothing <= 1):
             raise ArgumentError(
                 f"CrossEntropy(label_smoothing=): expected a number in [0, 1], got {self.label_smoothing!r}"
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import ClassVar
 
 import numpy as np
@@ -33,16 +34,22 @@ class Optimizer:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type in ("float", float):
-                if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-                    self._refuse(field.name, "a number")
-                if not (math.isfinite(value) and value >= 0):
+            if field.type == "bool":
+                if not isinstance(value, (bool, np.bool_)):
+                    self._refuse(field.name, "True or False")
+            elif field.type == "float":
+                if (
+                    isinstance(value, bool)
+                    or not isinstance(value, Real)
+                    or not (math.isfinite(value) and float(value) >= 0)
+                ):
                     self._refuse(field.name, "a finite number >= 0")
-        betas = getattr(self, "betas", ())
-        if not isinstance(betas, (tuple, list)) or not all(isinstance(b, (int, float)) and 0 <= b < 1 for b in betas):
-            self._refuse("betas", "a pair of numbers in [0, 1)")
-        if betas and len(betas) != 2:
-            self._refuse("betas", "a pair of numbers in [0, 1)")
+            elif not (
+                isinstance(value, (tuple, list))
+                and len(value) == 2
+                and all(isinstance(beta, Real) and 0 <= float(beta) < 1 for beta in value)
+            ):
+                self._refuse(field.name, "a pair of numbers in [0, 1)")
 
     def _refuse(self, name: str, expected: str) -> None:
         raise ArgumentError(f"{type(self).__name__}({name}=): expected {expected}, got {getattr(self, name)!r}")

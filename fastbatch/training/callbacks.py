@@ -73,7 +73,11 @@ class LambdaCallback(Callback):
             "on_epoch_end": on_epoch_end,
             "on_chunk_end": on_chunk_end,
         }
-        self.__dict__.update({name: hook for name, hook in hooks.items() if hook is not None})
+        for name, hook in hooks.items():
+            if hook is not None:
+                if not callable(hook):
+                    raise ArgumentError(f"LambdaCallback({name}=): expected a callable, got {hook!r}")
+                setattr(self, name, hook)
 
 
 class _PlainBar:

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import named_keywords
+
 if TYPE_CHECKING:
     import pandas
 
@@ -28,6 +30,7 @@ class History(dict[str, list]):
         frame.index = pandas.RangeIndex(1, len(frame) + 1, name="epoch")
         return frame
 
+    @named_keywords
     def plot(self, path: str | os.PathLike | None = None):
         """Learning curves: one panel for the loss and one for each metric, training and validation together.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from ..backends import get as get_backend
 from ..data.orders import epoch_order
 from ..data.splits import validation_split as split_rows
 from ..errors import ArgumentError, BusyError, DivergenceError, ShapeError, named_keywords
-from ..model import Sequential, as_seed
+from ..model import Sequential
 from ..plan import make_plan
 from ..program import PREDICT_ROWS, make_program
 from ..protocol import Feed, State, Sums
@@ -54,7 +55,7 @@ class _Data:
     y: Array
     weight: Array | None
 
-    def take(self, rows: Array) -> _Data:
+    def take(self, rows: Array | slice) -> _Data:
         return _Data(self.x[rows], self.y[rows], None if self.weight is None else self.weight[rows])
 
 
@@ -120,7 +121,7 @@ class Trainer:
         self.optimizer = ops.get_optimizer(optimizer)
         self.metrics = tuple(ops.get_metrics(metrics, self.loss))
         self.num_threads = None if num_threads is None else checks.count("num_threads", num_threads)
-        self.seed = as_seed("Trainer(seed=)", seed)
+        self.seed = checks.seed("Trainer(seed=)", seed)
         checks.check_outputs(self.loss, model.output_size)
         self.epochs = 0
         self.history = History()
@@ -137,8 +138,7 @@ class Trainer:
         self.backend, self._program = make_program(plan, state, backend, self.num_threads)
         self._busy = _Exclusive()
         self._forward_shape: tuple[int, int] | None = None
-        first = next(stage for stage in plan.stages if stage.has_dense)
-        self._first_layer = f"layer 0 Dense({first.inputs} -> {first.outputs})"
+        self._first_layer = self.model.first_dense
 
     def __getstate__(self) -> dict:
         state = self.__dict__.copy()
@@ -149,6 +149,9 @@ class Trainer:
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self._connect(state["backend"])
+
+    def __copy__(self) -> Trainer:
+        return copy.deepcopy(self)  # a shallow copy would share the model and the counters under a lock of its own
 
     @property
     def steps(self) -> int:
@@ -207,7 +210,7 @@ class Trainer:
             Share of the rows held out: random, and in equal proportion of every class for integer labels.
         sample_weight : (n,) array_like, optional
         class_weight : dict or "balanced", optional
-            Row weight by label; a missing class counts 1. Multiplies sample_weight.
+            Row weight by label, in training and validation; a missing class counts 1. Multiplies sample_weight.
         shuffle : bool, default True
             False visits the rows as they lie.
         drop_last : bool, default False
@@ -237,22 +240,26 @@ class Trainer:
         """
         with self._busy:
             data = self._data(X, y, sample_weight, ("X", "y", "sample_weight"))
-            factor = checks.as_class_weight(class_weight, data.y, self.loss, self.model.output_size)
-            if factor is not None:
-                data.weight = factor if data.weight is None else factor * data.weight
             epochs = checks.count("epochs", epochs, "an integer >= 0", least=0)
             shuffle, drop_last = checks.flag("shuffle", shuffle), checks.flag("drop_last", drop_last)
             share = checks.fraction("validation_split", validation_split)
             validation = self._validation(validation_data, share)
             rows: int | Array = len(data.x)
+            training = data
             if share:
-                rows, held_out = split_rows(data.y, share, self.seed)
-                validation = data.take(held_out)
+                labels = checks.labels_of(data.y, self.loss)
+                rows, held_out = split_rows(data.y if labels is None else labels, share, self.seed)
+                training, validation = data.take(rows), data.take(held_out)
+            table = checks.class_table(class_weight, training.y, self.loss, self.model.output_size)
+            for part in (data, validation):
+                if part is not None and table is not None:
+                    factor = table[checks.labels_of(part.y, self.loss)]
+                    part.weight = factor if part.weight is None else factor * part.weight
             total = rows if isinstance(rows, int) else len(rows)
             batch = checks.as_batch_size(batch_size, total)
             if checks.flag("check_finite", check_finite):
-                checks.check_finite(data.x, "X")
-                checks.check_finite(data.y, "y")
+                checks.check_finite(data.x, "X", X)
+                checks.check_finite(data.y, "y", y)
                 checks.check_finite(self.model.parameters, "model.parameters")
                 if validation is not None:
                     checks.check_finite(validation.x, "validation X")
@@ -268,8 +275,8 @@ class Trainer:
             raise ArgumentError("fit: expected validation_data or validation_split, got both")
         if not isinstance(given, (tuple, list)) or len(given) not in (2, 3):
             raise ArgumentError("validation_data: expected (X, y) or (X, y, sample_weight)")
-        names = ("validation X", "validation y", "validation sample_weight")
-        return self._data(*given, *([None] if len(given) == 2 else []), names=names)
+        x, y, weight = given if len(given) == 3 else (*given, None)
+        return self._data(x, y, weight, ("validation X", "validation y", "validation sample_weight"))
 
     def _fit(
         self,
@@ -298,7 +305,7 @@ class Trainer:
                 for hook in hooks:
                     hook.on_epoch_begin(epoch, {"epochs": epochs, "steps": feed.steps, "batch_size": batch})
                 sums = self._epoch(feed, hooks)
-                if self.stop_training and sums is None:
+                if sums is None:
                     break
                 self.epochs += 1
                 logs = {"loss": sums.mean(), **self._train_metrics(feed)}
@@ -369,8 +376,8 @@ class Trainer:
                 self._program.run(feed, 0, 1, self.optimizer.lr, CHUNK, sums)
             except DivergenceError:
                 # looked at only now, so that a healthy step does not pay for it
-                checks.check_finite(data.x, "x")
-                checks.check_finite(data.y, "y")
+                checks.check_finite(data.x, "x", x)
+                checks.check_finite(data.y, "y", y)
                 raise
             return sums.mean()
 
@@ -461,9 +468,10 @@ class Trainer:
             When the gradient is not finite; parameters keep their values and the gradient is dropped.
         """
         with self._busy:
-            if self._gradient_rows == 0:
+            if self._gradient is None or self._gradient_rows == 0:
                 raise ArgumentError("update: expected a backward(dz) before it, got none")
             gradient, self._gradient, self._gradient_rows = self._gradient, None, 0
+            self._forward_shape = None
             self.model.loss = self.loss
             self._program.update(gradient, 1.0, self.optimizer.lr)
 
@@ -516,9 +524,9 @@ def _feed(data: _Data, order: Array | None, used: int, batch: int) -> Feed:
 
 
 def _hooks(callbacks: Sequence[Callback], verbose: int | str) -> list[Callback]:
-    hooks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
+    hooks: list[Callback] = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]  # type: ignore[list-item]
     for hook in hooks:
         if not isinstance(hook, Callback):
-            raise ArgumentError(f"callbacks: expected fastbatch.Callback objects, got {type(hook).__name__}")
+            raise ArgumentError(f"callbacks: expected a list of fastbatch.Callback objects, got {hook!r}")
     bar = bar_for(verbose)
     return hooks if bar is None else [*hooks, bar]
