@@ -29,6 +29,7 @@ typedef struct fb_loss {
     const void *per_output;    /* (O,) or NULL */
 } fb_loss;
 
+#define FB_MAX_THREADS 64
 #define FB_MAX_HYPER 8
 #define FB_MAX_CONSTANTS 8
 
@@ -155,7 +156,7 @@ fb_outcome fb_run(const fb_network *net, char *arena, const fb_feed *feed, int64
 fb_sums fb_accumulate(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, char *gradient,
                       int threads, fb_sums sums);
 /* Outputs (rows, O) of a training forward; what backward needs stays in the arena. */
-void fb_forward(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, int training, int threads);
+void fb_forward(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, int threads);
 /* gradient += from dz (rows, O), after fb_forward with training on the same feed. */
 void fb_backward(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, const char *dz,
                  int64_t dz_stride, char *gradient, int threads);
@@ -165,8 +166,9 @@ int fb_update(const fb_network *net, const char *gradient, double scale, double 
 void fb_predict(const fb_network *net, char *arena, int64_t arena_bytes, int64_t block, const fb_feed *feed,
                 int threads);
 
-/* order (n,) <- Fisher-Yates shuffle of 0 .. n-1 (order.c; fastbatch/ops/random.py is the specification) */
-void fb_permutation(int64_t n, uint64_t seed, uint32_t epoch, int64_t *order);
+/* Swaps [begin, end) of the n - 1 swaps of a Fisher-Yates shuffle of order (n,), begin even; in pieces, so that Ctrl-C
+ * is heard (order.c; fastbatch/ops/random.py is the specification) */
+void fb_permutation(int64_t n, uint64_t seed, uint32_t epoch, int64_t begin, int64_t end, int64_t *order);
 
 /* -- threads (pool.c) ----------------------------------------------------------------------------------------------- */
 typedef void (*fb_task)(void *context, int thread, int threads);

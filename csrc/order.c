@@ -2,11 +2,11 @@
 #include "fastbatch.h"
 #include "simd/philox.h"
 
-void fb_permutation(int64_t n, uint64_t seed, uint32_t epoch, int64_t *order)
+void fb_permutation(int64_t n, uint64_t seed, uint32_t epoch, int64_t begin, int64_t end, int64_t *order)
 {
     uint64_t word[2] = {0, 0};
-    for (int64_t i = 0; i < n; i++) order[i] = i;
-    for (int64_t draw = 0, i = n - 1; i > 0; draw++, i--) {
+    for (int64_t draw = begin; draw < end; draw++) {
+        const int64_t i = n - 1 - draw;
         if (draw % 2 == 0) {
             uint32_t w[4];
             philox((uint32_t)(draw / 2), (uint32_t)(draw / 2 >> 32), PHILOX_SHUFFLE << 16, epoch, seed, w);

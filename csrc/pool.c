@@ -14,22 +14,27 @@
 #include <stdatomic.h>
 #include <time.h>
 
-enum { MAX_HELPERS = 63, SPIN_NS = 50000, SPINS_BEFORE_YIELD = 1000 };
+enum { MAX_HELPERS = FB_MAX_THREADS - 1, SPIN_NS = 50000, SPINS_BEFORE_YIELD = 200 };
+
+typedef struct helper {
+    int thread;
+    uint64_t seen;                  /* ticket at its start */
+    pthread_cond_t wake;
+    _Atomic int parked;
+} helper;
 
 static struct {
     pthread_mutex_t in_use;
     pthread_mutex_t parking;
-    pthread_cond_t wake;
-    int helpers;                    /* started; guarded by in_use */
-    _Atomic uint64_t ticket;        /* one more for every task */
-    _Atomic int parked;
+    int started;                    /* helpers; guarded by in_use */
+    helper helpers[MAX_HELPERS];
+    _Atomic uint64_t ticket;        /* number of the task << 8 | threads of the task, caller included */
     _Atomic int working;            /* helpers that have not finished the task */
     fb_task task;
     void *context;
-    int threads;                    /* of the task, caller included */
     _Atomic int arrived;            /* at the barrier */
     _Atomic uint64_t generation;    /* of the barrier */
-} pool = {.in_use = PTHREAD_MUTEX_INITIALIZER, .parking = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
+} pool = {.in_use = PTHREAD_MUTEX_INITIALIZER, .parking = PTHREAD_MUTEX_INITIALIZER};
 
 static inline void relax(void)
 {
@@ -47,34 +52,35 @@ static int64_t now_ns(void)
     return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
 }
 
-static uint64_t next_ticket(uint64_t seen)
+static uint64_t next_ticket(helper *self, uint64_t seen, int spin)
 {
     const int64_t until = now_ns() + SPIN_NS;
     uint64_t ticket;
-    for (;;) {
+    while (spin) {
         for (int i = 0; i < 100; i++, relax())
             if ((ticket = atomic_load_explicit(&pool.ticket, memory_order_acquire)) != seen) return ticket;
-        if (now_ns() > until) break;
+        spin = now_ns() < until;
     }
     pthread_mutex_lock(&pool.parking);
-    atomic_fetch_add(&pool.parked, 1);
-    while ((ticket = atomic_load(&pool.ticket)) == seen) pthread_cond_wait(&pool.wake, &pool.parking);
-    atomic_fetch_sub(&pool.parked, 1);
+    atomic_store(&self->parked, 1);
+    while ((ticket = atomic_load(&pool.ticket)) == seen) pthread_cond_wait(&self->wake, &pool.parking);
+    atomic_store(&self->parked, 0);
     pthread_mutex_unlock(&pool.parking);
     return ticket;
 }
 
-typedef struct helper_start { int thread; uint64_t seen; } helper_start;
-static helper_start starts[MAX_HELPERS];
-
-static void *helper(void *argument)
+static void *work(void *argument)
 {
-    const helper_start *start = argument;
-    const int thread = start->thread;
-    for (uint64_t seen = start->seen;;) {
-        seen = next_ticket(seen);
-        if (thread < pool.threads) pool.task(pool.context, thread, pool.threads);
-        atomic_fetch_sub_explicit(&pool.working, 1, memory_order_release);
+    helper *self = argument;
+    uint64_t seen = self->seen;
+    for (int mine = 1;;) { /* a helper that the last task did without parks at once and is not waited for */
+        seen = next_ticket(self, seen, mine);
+        const int threads = (int)(seen & 255);
+        mine = self->thread < threads;
+        if (mine) {
+            pool.task(pool.context, self->thread, threads);
+            atomic_fetch_sub_explicit(&pool.working, 1, memory_order_release);
+        }
     }
     return NULL;
 }
@@ -83,9 +89,7 @@ static void forget_helpers(void) /* in the child of a fork: only the forking thr
 {
     pthread_mutex_init(&pool.in_use, NULL);
     pthread_mutex_init(&pool.parking, NULL);
-    pthread_cond_init(&pool.wake, NULL);
-    pool.helpers = 0;
-    pool.parked = 0;
+    pool.started = 0;
     pool.working = 0;
     pool.arrived = 0;
 }
@@ -98,13 +102,16 @@ static void grow(int helpers)
     sigset_t all, before; /* signals belong to the application's threads */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    while (pool.helpers < helpers) {
-        helper_start *start = &starts[pool.helpers];
-        *start = (helper_start){pool.helpers + 1, atomic_load(&pool.ticket)};
+    while (pool.started < helpers) {
+        helper *next = &pool.helpers[pool.started];
+        next->thread = pool.started + 1;
+        next->seen = atomic_load(&pool.ticket);
+        next->parked = 0;
+        pthread_cond_init(&next->wake, NULL);
         pthread_t id;
-        if (pthread_create(&id, NULL, helper, start) != 0) break;
+        if (pthread_create(&id, NULL, work, next) != 0) break;
         pthread_detach(id);
-        pool.helpers++;
+        pool.started++;
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
@@ -116,17 +123,17 @@ int fb_parallel(fb_task task, void *context, int threads)
         return 1;
     }
     grow(threads - 1);
-    if (threads > pool.helpers + 1) threads = pool.helpers + 1;
+    if (threads > pool.started + 1) threads = pool.started + 1;
     pool.task = task;
     pool.context = context;
-    pool.threads = threads;
-    atomic_store(&pool.working, pool.helpers);
-    atomic_fetch_add(&pool.ticket, 1);
-    if (atomic_load(&pool.parked) > 0) {
-        pthread_mutex_lock(&pool.parking);
-        pthread_cond_broadcast(&pool.wake);
-        pthread_mutex_unlock(&pool.parking);
-    }
+    atomic_store(&pool.working, threads - 1);
+    atomic_store(&pool.ticket, ((atomic_load(&pool.ticket) >> 8) + 1) << 8 | (uint64_t)threads);
+    for (int t = 0; t < threads - 1; t++)
+        if (atomic_load(&pool.helpers[t].parked)) {
+            pthread_mutex_lock(&pool.parking);
+            pthread_cond_signal(&pool.helpers[t].wake);
+            pthread_mutex_unlock(&pool.parking);
+        }
     task(context, 0, threads);
     for (int i = 0; atomic_load_explicit(&pool.working, memory_order_acquire) > 0; i++)
         i < SPINS_BEFORE_YIELD ? relax() : (void)sched_yield();

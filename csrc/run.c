@@ -11,8 +11,6 @@
 #include <string.h>
 #include <time.h>
 
-enum { MAX_THREADS = 64 };
-
 typedef struct lane { /* what one thread tells the others; a cache line each */
     double bound;     /* on any element of the gradient sum over its rows */
     int bad;
@@ -113,8 +111,30 @@ static void forward(const frame *f, char *arena, int64_t base, range rows, uint3
     }
 }
 
+static double row_weight(const fb_feed *feed, int64_t row)
+{
+    return feed->weight ? feed->weight[feed->order ? feed->order[row] : row] : 1;
+}
+
+/* A power of two that brings the weights of a step near 1, or 1 where float32 holds them as they are. Only their ratios
+ * matter within a step, and a power of two changes no bit of the result. */
+static double weight_unit(const fb_feed *feed, int64_t base, int64_t rows)
+{
+    double top = 0;
+    if (feed->weight)
+        for (int64_t r = base; r < base + rows; r++) top = row_weight(feed, r) > top ? row_weight(feed, r) : top;
+    if (top == 0 || (top > 0x1p-64 && top < 0x1p64)) return 1;
+    int exponent = 0;
+    for (; top >= 2; top /= 2) exponent--;
+    for (; top < 1; top *= 2) exponent++;
+    double unit = 1;
+    for (; exponent > 0; exponent--) unit *= 2;
+    for (; exponent < 0; exponent++) unit /= 2;
+    return unit;
+}
+
 /* Loss of each row and dz of the last stage. */
-static void losses(const frame *f, int64_t base, range rows)
+static void losses(const frame *f, int64_t base, range rows, double unit)
 {
     const fb_network *net = f->net;
     const fb_kernels *k = f->k;
@@ -126,7 +146,7 @@ static void losses(const frame *f, int64_t base, range rows)
     char *y = f->arena + net->y + skip;
     double *weight = (double *)(f->arena + net->row_weight) + rows.begin;
     double *part = (double *)(f->arena + net->row_share) + rows.begin;
-    for (int64_t r = 0; r < n; r++) part[r] = weight[r] = feed->weight ? feed->weight[index ? index[r] : start + r] : 1;
+    for (int64_t r = 0; r < n; r++) part[r] = weight[r] = unit * row_weight(feed, base + rows.begin + r);
     if (feed->labels)
         k->one_hot(n, s->outputs, feed->labels + start, index, net->loss.per_output, y, s->out_ld, part);
     else
@@ -317,7 +337,8 @@ static void run(void *context, int t, int threads)
         const uint32_t update = (uint32_t)(made + s - f->first);
         const range mine = share(rows, f->k->tile_rows, t, threads);
         forward(f, f->arena, base, mine, update);
-        losses(f, base, mine);
+        const double unit = weight_unit(f->feed, base, rows);
+        losses(f, base, mine, unit);
         backward(f, mine, update);
         f->lanes[t].bad = !all_finite((double *)(f->arena + net->row_loss) + mine.begin, mine.end - mine.begin);
         f->lanes[t].bound = gradient_bound(f, base, mine);
@@ -334,8 +355,8 @@ static void run(void *context, int t, int threads)
             const double loss = total_loss(f, rows, 0);
             f->outcome.status = status;
             if (status == FB_OK) {
-                f->sums.loss += loss;
-                f->sums.weight += weight;
+                f->sums.loss += loss / unit;
+                f->sums.weight += weight / unit;
                 f->outcome.next = s + 1;
                 *net->steps = made + s - f->first + 1;
                 f->stop = (s - f->first + 1) % look_every == 0 && now_ns() >= f->deadline;
@@ -353,7 +374,7 @@ static void run(void *context, int t, int threads)
 fb_outcome fb_run(const fb_network *net, char *arena, const fb_feed *feed, int64_t first, int64_t last, double lr,
                   int64_t budget_ns, int threads, fb_sums *sums)
 {
-    lane lanes[MAX_THREADS];
+    lane lanes[FB_MAX_THREADS];
     frame f = make_frame(net, arena, feed);
     f.lanes = lanes;
     f.first = f.outcome.next = first;
@@ -376,7 +397,7 @@ static void accumulate_all(void *context, int t, int threads)
     transpose_weights(f, t, threads);
     fb_wait_for_all(threads);
     forward(f, f->arena, 0, mine, update);
-    losses(f, 0, mine);
+    losses(f, 0, mine, 1);
     backward(f, mine, update);
     fb_wait_for_all(threads);
     accumulate(f, 0, rows, f->gradient, t, threads);
@@ -403,11 +424,10 @@ static void forward_all(void *context, int t, int threads)
     fp_leave(mode);
 }
 
-void fb_forward(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, int training, int threads)
+void fb_forward(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, int threads)
 {
     frame f = make_frame(net, arena, feed);
     f.first_row = first_row;
-    f.training = training;
     fb_parallel(forward_all, &f, threads);
 }
 
@@ -457,7 +477,7 @@ static void update_all(void *context, int t, int threads)
 
 int fb_update(const fb_network *net, const char *gradient, double scale, double lr, int threads)
 {
-    lane lanes[MAX_THREADS];
+    lane lanes[FB_MAX_THREADS];
     frame f = make_frame(net, NULL, NULL);
     f.lanes = lanes;
     f.gradient = (char *)gradient; /* read only here */

@@ -81,12 +81,17 @@ cdef extern from "fastbatch.h" nogil:
         int threads
     fb_outcome fb_run(const fb_network *, char *, const fb_feed *, int64_t, int64_t, double, int64_t, int, fb_sums *)
     fb_sums fb_accumulate(const fb_network *, char *, const fb_feed *, int64_t, char *, int, fb_sums)
-    void fb_forward(const fb_network *, char *, const fb_feed *, int64_t, int, int)
+    void fb_forward(const fb_network *, char *, const fb_feed *, int64_t, int)
     void fb_backward(const fb_network *, char *, const fb_feed *, int64_t, const char *, int64_t, char *, int)
     int fb_update(const fb_network *, const char *, double, double, int)
     void fb_predict(const fb_network *, char *, int64_t, int64_t, const fb_feed *, int)
-    void fb_permutation(int64_t, uint64_t, unsigned int, int64_t *)
+    void fb_permutation(int64_t, uint64_t, unsigned int, int64_t, int64_t, int64_t *)
     int FB_OK, FB_LOSS_NOT_FINITE, FB_GRADIENT_NOT_FINITE
+
+cdef extern from "simd/fpmode.h" nogil:
+    ctypedef unsigned long fp_mode
+    fp_mode fp_enter()
+    void fp_leave(fp_mode)
 
 OK = FB_OK
 LOSS_NOT_FINITE = FB_LOSS_NOT_FINITE
@@ -115,11 +120,11 @@ def targets():
     return found
 
 
-def permutation(cnp.ndarray order, uint64_t seed, uint64_t epoch):
+def permutation(cnp.ndarray order, uint64_t seed, uint64_t epoch, int64_t begin, int64_t end):
     cdef int64_t n = len(order)
     cdef int64_t *out = <int64_t *>cnp.PyArray_DATA(order)
     with nogil:
-        fb_permutation(n, seed, <unsigned int>epoch, out)
+        fb_permutation(n, seed, <unsigned int>epoch, begin, end, out)
 
 
 cdef inline char *_data(object array) except? NULL:
@@ -159,40 +164,53 @@ cdef class Kernels:
         return self.k.lanes, self.k.tile_rows, self.k.tile_vectors
 
     def dense_forward(self, x, w, b, int activation, z, a):
+        cdef fp_mode mode
         cdef int64_t rows = x.shape[0], inputs = x.shape[1], outputs = w.shape[1]
         cdef address xp = _data(x), wp = _data(w), bp = _data(b), zp = _data(z), ap = _data(a)
         with nogil:
+            mode = fp_enter()
             self.k.dense_forward(rows, inputs, outputs, xp, inputs, wp, bp, activation, zp, ap, outputs)
+            fp_leave(mode)
 
     def slope(self, int activation, saved, dz):
+        cdef fp_mode mode
         cdef int64_t rows = dz.shape[0], width = dz.shape[1]
         cdef address sp = _data(saved), dp = _data(dz)
         with nogil:
+            mode = fp_enter()
             self.k.slope(activation, rows, width, sp, dp, width)
+            fp_leave(mode)
 
     def dense_backward(self, dz, x, w, wt, dw, db, dx):
         """dw and db are added to; wt (O, ld) is scratch for the transposed weights where dx is wanted."""
+        cdef fp_mode mode
         cdef int64_t rows = x.shape[0], inputs = x.shape[1], outputs = w.shape[1], ld
         cdef address zp = _data(dz), xp = _data(x), wp = _data(w), dwp = _data(dw), dbp = _data(db)
         cdef address tp = _data(wt), dxp = _data(dx)
         ld = 0 if wt is None else wt.shape[1]
         with nogil:
+            mode = fp_enter()
             self.k.dense_backward_weights(rows, inputs, outputs, xp, inputs, zp, outputs, 0,
                                           inputs + (dbp != NULL), dwp, dbp)
             if dxp != NULL:
                 self.k.transpose(outputs, wp, 0, inputs, tp, ld)
                 self.k.dense_backward_rows(rows, inputs, outputs, zp, outputs, tp, ld, dxp, inputs)
+            fp_leave(mode)
 
     def loss(self, int kind, double parameter, per_output, a, y, weight, da, row_loss):
+        cdef fp_mode mode
         cdef fb_loss loss = _loss(kind, parameter, per_output)
         cdef int64_t rows = a.shape[0], outputs = a.shape[1]
         cdef address ap = _data(a), yp = _data(y), dp = _data(da)
         cdef double *weights = <double *>_data(weight)
         cdef double *values = <double *>_data(row_loss)
         with nogil:
+            mode = fp_enter()
             self.k.loss(&loss, rows, outputs, ap, outputs, yp, outputs, weights, dp, outputs, values)
+            fp_leave(mode)
 
     def update(self, int rule, tuple hyper, double lr, int64_t t, p, g, slots):
+        cdef fp_mode mode
         cdef fb_optimizer optimizer = _optimizer(rule, hyper)
         cdef double constants[8]
         cdef fb_slice at
@@ -201,8 +219,10 @@ cdef class Kernels:
         at.slots = _data(slots)
         at.slot_stride = at.n = len(p)
         with nogil:
+            mode = fp_enter()
             fb_prepare(&optimizer, lr, t, constants)
             self.k.update(rule, constants, 1.0, at)
+            fp_leave(mode)
 
 
 cdef class Network:
@@ -213,6 +233,8 @@ cdef class Network:
 
     def __init__(self, str target, stages, arena, offsets, parameters, slots, steps, uint64_t seed,
                  int loss, double loss_parameter, per_output, int rule, tuple hyper):
+        if stages.itemsize != sizeof(fb_stage):
+            raise ValueError("fb_stage of csrc/fastbatch.h and STAGE_FIELDS of plan.py differ")
         self.held = (stages, arena, parameters, slots, steps, per_output)
         self.arena = _data(arena)
         self.net.kernels = fb_find_target(target.encode()).f32
@@ -266,10 +288,10 @@ cdef class Network:
             sums = fb_accumulate(&self.net, self.arena, &feed, first_row, g, threads, sums)
         return sums.loss, sums.weight
 
-    def forward(self, x, int64_t first_row, bint training, outputs, int threads):
+    def forward(self, x, int64_t first_row, outputs, int threads):
         cdef fb_feed feed = self.feed(x, None, None, None, len(x), outputs)
         with nogil:
-            fb_forward(&self.net, self.arena, &feed, first_row, training, threads)
+            fb_forward(&self.net, self.arena, &feed, first_row, threads)
 
     def backward(self, x, int64_t first_row, dz, gradient, int threads):
         cdef fb_feed feed = self.feed(x, None, None, None, len(x), None)

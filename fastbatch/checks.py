@@ -24,12 +24,14 @@ __all__ = [
     "as_weight",
     "check_finite",
     "check_outputs",
+    "class_factors",
     "class_table",
     "count",
     "first_nonfinite",
     "flag",
     "fraction",
     "labels_of",
+    "normalised",
     "seed",
 ]
 
@@ -42,8 +44,10 @@ _SCAN = 1 << 19
 
 
 def _as_array(value, where: str) -> Array:
-    if isinstance(value, np.ndarray):
+    if type(value) is np.ndarray:
         return value
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise DataError(f"{where}: expected no masked entries, got {np.ma.count_masked(value)}")
     if hasattr(value, "__array__"):
         return np.asarray(value)
     if hasattr(value, "__dlpack__"):
@@ -141,7 +145,8 @@ def _as_labels(array: Array, classes: int, loss: ops.Loss, where: str) -> Array:
     if array.size and (array.min() < 0 or array.max() >= classes):
         row = int(np.argmax((array < 0) | (array >= classes)))
         raise DataError(f"{where}: expected labels 0 .. {classes - 1} for {loss.name}, got {array[row]} in row {row}")
-    return np.ascontiguousarray(array, np.int64)
+    # a copy: kernels index by labels, and the caller may write to his own between two epochs
+    return np.array(array, np.int64)
 
 
 def as_weight(value, rows: int, where: str = "sample_weight") -> Array | None:
@@ -162,12 +167,16 @@ def as_weight(value, rows: int, where: str = "sample_weight") -> Array | None:
     if bad.any():
         row = int(np.argmax(bad))
         raise DataError(f"{where}: expected finite weights >= 0, got {array[row]} in row {row}")
-    weight = np.ascontiguousarray(array, np.float64)
+    return normalised(np.ascontiguousarray(array, np.float64))
+
+
+def normalised(weight: Array) -> Array:
+    """Weights (n,) float64 brought near 1 by a power of two where float32 could not hold them.
+
+    Only ratios matter in a weighted mean, and a power of two changes no bit of the results.
+    """
     top = weight.max(initial=0)
-    if top and not 2.0**-64 < top < 2.0**64:
-        # only ratios matter, and float32 would lose such numbers; a power of two changes no bit of the results
-        weight = np.ldexp(weight, -np.frexp(top)[1])
-    return weight
+    return weight if not top or 2.0**-64 < top < 2.0**64 else np.ldexp(weight, -np.frexp(top)[1])
 
 
 def labels_of(y: Array, loss: ops.Loss) -> Array | None:
@@ -179,7 +188,15 @@ def labels_of(y: Array, loss: ops.Loss) -> Array | None:
     return None
 
 
-def class_table(value, y: Array, loss: ops.Loss, outputs: int) -> Array | None:
+def class_factors(table: Array, y: Array, loss: ops.Loss, where: str) -> Array:
+    """Weight of each row (n,) by its class; ArgumentError where rows have no class."""
+    labels = labels_of(y, loss)
+    if labels is None:
+        raise ArgumentError(f"class_weight: expected integer labels in {where}, got targets of shape {y.shape}")
+    return table[labels]
+
+
+def class_table(value, y: Array, loss: ops.Loss, outputs: int) -> Array:
     """Weight of each class (K,) from ``class_weight``.
 
     A dict, where a missing class counts 1, or "balanced": n / (K * count) over the K classes present in `y`.
@@ -189,8 +206,6 @@ def class_table(value, y: Array, loss: ops.Loss, outputs: int) -> Array | None:
     ArgumentError
         When the targets are not integer labels, or a class or weight is out of range.
     """
-    if value is None:
-        return None
     where, labels = "class_weight", labels_of(y, loss)
     if labels is None:
         raise ArgumentError(f"{where}: expected integer labels in y, got {loss.name} with targets of shape {y.shape}")

@@ -47,15 +47,6 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _threads_reason() -> str:
-    if threads.is_set():
-        return "set_num_threads"
-    for name in ("FASTBATCH_NUM_THREADS", "OMP_NUM_THREADS"):
-        if os.environ.get(name):
-            return f"environment {name}; {threads.available()} CPUs available"
-    return "CPUs available to this process; small steps use fewer, results do not depend on it"
-
-
 def info() -> Info:
     """Version, CPU, threads, backends and targets: what is chosen and why.
 
@@ -80,7 +71,7 @@ def info() -> Info:
         platform=f"{platform.system()} {platform.machine()}",
         cpu=_cpu(),
         num_threads=threads.get_num_threads(),
-        num_threads_reason=_threads_reason(),
+        num_threads_reason=threads.reason(),
         backend=chosen,
         backend_reason=why,
         backends=rows,
@@ -88,7 +79,7 @@ def info() -> Info:
         target_reason="",
         targets={},
     )
-    if rows[0]["available"]:
+    if any(row["name"] == "c" and row["available"] for row in rows):
         from . import _native
 
         forced = os.environ.get("FASTBATCH_TARGET")

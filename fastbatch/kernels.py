@@ -44,6 +44,12 @@ def _in_place(value, where: str, shape: tuple[int | None, ...], dtype: str | Non
     return array
 
 
+def _apart(where: str, array: Array, **others: Array | None) -> None:
+    for name, other in others.items():
+        if other is not None and np.may_share_memory(array, other):
+            raise ArgumentError(f"{where}: expected memory of its own, got memory shared with {name}")
+
+
 @named_keywords
 def dense_forward(x, w, b=None, activation: str = "identity", *, out: Array | None = None, backend: str = "auto"):
     """``a = activation(x @ w + b)``; 2 B I O flops.
@@ -75,6 +81,7 @@ def dense_forward(x, w, b=None, activation: str = "identity", *, out: Array | No
     b = None if b is None else _array(b, "b", (w.shape[1],), dtype)
     shape = len(x), w.shape[1]
     a = np.empty(shape, dtype) if out is None else _in_place(out, "out", shape, dtype)
+    _apart("out", a, x=x, w=w, b=b)
     z = np.empty(shape, dtype) if row.saves == "z" else None
     _backend(backend, dtype, activation=row).dense_forward(x, w, b, row, a, z)
     return a, {"none": None, "a": a, "z": z}[row.saves]
@@ -178,5 +185,7 @@ def update(optimizer: ops.Optimizer, p: Array, g, slots: Array, t: int, *, backe
     dtype = checks.as_dtype(p.dtype)
     g = _array(g, "g", (len(p),), dtype)
     slots = _in_place(slots, "slots", (optimizer.slots, len(p)), dtype)
+    _apart("p", p, g=g, slots=slots)
+    _apart("slots", slots, g=g)
     t = checks.count("t", t)
     _backend(backend, dtype, optimizer=optimizer).update(optimizer, p, g, slots, t, optimizer.lr)

@@ -54,6 +54,10 @@ class Sequential:
 
     @named_keywords
     def __init__(self, layers: Sequence[Layer], *, input_size: int, seed: int = 0, dtype: str = "float32") -> None:
+        self._describe(layers, input_size, seed, dtype)
+        self._initialize()
+
+    def _describe(self, layers: Sequence[Layer], input_size: int, seed: int, dtype: str) -> None:
         if not isinstance(layers, (list, tuple)):
             raise ArgumentError(f"Sequential(layers=): expected a list of layers, got {type(layers).__name__}")
         self.layers = tuple(layers)
@@ -67,7 +71,6 @@ class Sequential:
         self.dtype = checks.as_dtype(dtype)
         self.loss: ops.Loss | None = None
         self._allocate()
-        self._initialize()
 
     def _allocate(self) -> None:
         shapes = _dense_shapes(self.layers, self.input_size)
@@ -312,9 +315,8 @@ def _build(description: dict, tensors: dict[str, np.ndarray]) -> Sequential:
     found = {key: tensor.shape for key, tensor in tensors.items()}
     if found != shapes or any(tensor.dtype != description["dtype"] for tensor in tensors.values()):
         raise ShapeError(f"expected tensors {shapes} of {description['dtype']}, got {found}")
-    model = Sequential(
-        layers, input_size=description["input_size"], seed=description["seed"], dtype=description["dtype"]
-    )
+    model = Sequential.__new__(Sequential)  # __init__ would draw weights only to drop them
+    model._describe(layers, description["input_size"], description["seed"], description["dtype"])
     model.set_weights([(tensors[f"{k}.w"], tensors.get(f"{k}.b")) for k in range(len(model._weights))])
     if description["loss"] is not None:
         name, fields = description["loss"]

@@ -34,6 +34,11 @@ class _Trace:
     mask: Array | None
 
 
+def _weight_unit(weight: Array) -> float:
+    top = weight.max(initial=0)
+    return 1.0 if not top or 2.0**-64 < top < 2.0**64 else float(np.ldexp(1.0, 1 - np.frexp(top)[1]))
+
+
 class ComposedProgram:
     """The program protocol from the four kernels; the specification of every fused run."""
 
@@ -104,6 +109,9 @@ class ComposedProgram:
             x, y, weight = self._batch(feed, rows)
             outputs, traces = self._forward(x, 0, training=True)
             da = np.empty_like(outputs)
+            # only ratios of weights matter within a step; a power of two brings them to where float32 holds them
+            unit = 1.0 if weight is None else _weight_unit(weight)
+            weight = weight if weight is None else weight * unit
             batch = self.kernels.loss(outputs, y, self.plan.loss, weight, da)
             if not np.isfinite(batch.loss):
                 raise DivergenceError.at("loss", batch.mean(), int(self.state.steps[0]))
@@ -112,8 +120,8 @@ class ComposedProgram:
             self.update(gradient, 1 / batch.weight if batch.weight else 0.0, lr)
             if feed.outputs is not None:
                 feed.outputs[rows] = outputs
-            sums.loss += batch.loss
-            sums.weight += batch.weight
+            sums.loss += batch.loss / unit
+            sums.weight += batch.weight / unit
             if time.monotonic() >= deadline:
                 return step + 1
         return last

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from .errors import ArgumentError, named_fields
 
-__all__ = ["allowed", "available", "get_num_threads", "is_set", "set_num_threads"]
+__all__ = ["allowed", "available", "get_num_threads", "reason", "set_num_threads"]
 
 # Below about this much work per step a second core costs more in barriers than it gives
 # (measured crossover 1 to 2 MFLOP on two cores; two barriers of 0.05 to 0.2 us each).
 MIN_FLOPS_PER_THREAD = 1_000_000
+
+MAX_THREADS = 64  # FB_MAX_THREADS of csrc/fastbatch.h
 
 _requested: int | None = None
 _exact = False
@@ -37,25 +39,35 @@ def available() -> int:
     return min(cpus, _cgroup_limit() or cpus)
 
 
-def _from_environment() -> int | None:
+def _from_environment() -> tuple[int, str] | None:
     for name in ("FASTBATCH_NUM_THREADS", "OMP_NUM_THREADS"):
         text = os.environ.get(name, "").split(",")[0].strip()
         if text:
             if text.isdigit() and int(text) > 0:
-                return int(text)
+                return int(text), name
             if name.startswith("FASTBATCH"):
                 raise ArgumentError(f"{name}: expected an integer >= 1, got {text!r}")
     return None
 
 
-def is_set() -> bool:
-    """Whether `set_num_threads` is in force."""
-    return _requested is not None
+def _bound() -> tuple[int, str]:
+    """Upper bound on threads and who set it."""
+    if _requested is not None:
+        return _requested, "set_num_threads"
+    found = _from_environment()
+    if found is not None:
+        return found[0], f"environment {found[1]}; {available()} CPUs available"
+    return available(), "CPUs available to this process; small steps use fewer, results do not depend on it"
 
 
 def get_num_threads() -> int:
     """Upper bound on the threads of one program: `set_num_threads`, FASTBATCH_NUM_THREADS, or the CPUs available."""
-    return _requested or _from_environment() or available()
+    return _bound()[0]
+
+
+def reason() -> str:
+    """Why :func:`get_num_threads` is what it is."""
+    return _bound()[1]
 
 
 @named_fields
@@ -88,7 +100,7 @@ class set_num_threads:
 def allowed(limit: int | None, flops: float) -> int:
     """Threads for a piece of work of `flops`, under the process-wide bound and the trainer's own `limit`."""
     if _exact:
-        return _requested or 1
+        return min(_requested or 1, limit or MAX_THREADS, MAX_THREADS)
     worth = int(flops // MIN_FLOPS_PER_THREAD)
     if worth <= 1:
         return 1
@@ -96,4 +108,4 @@ def allowed(limit: int | None, flops: float) -> int:
     if limit is not None:
         bound = min(bound, limit)
     # available(): more threads than CPUs would spin against each other
-    return max(1, min(bound, available(), worth))
+    return max(1, min(bound, available(), worth, MAX_THREADS))

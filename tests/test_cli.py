@@ -73,7 +73,6 @@ def test_the_installed_command_is_the_module():
 
 BAD_ENVIRONMENT = [
     ({"FASTBATCH_BACKEND": "refrence"}, ["'refrence'", "did you mean 'reference'?"]),
-    ({"FASTBATCH_TARGET": "nonsense"}, ["'nonsense'", "expected one of"]),
     ({"FASTBATCH_NUM_THREADS": "0"}, ["FASTBATCH_NUM_THREADS", "'0'", ">= 1"]),
     ({"FASTBATCH_NUM_THREADS": "two"}, ["FASTBATCH_NUM_THREADS", "'two'", ">= 1"]),
     ({"FASTBATCH_NUM_THREADS": "-1"}, ["FASTBATCH_NUM_THREADS", "'-1'", ">= 1"]),
@@ -82,9 +81,19 @@ BAD_ENVIRONMENT = [
 
 @pytest.mark.parametrize(("environment", "words"), BAD_ENVIRONMENT, ids=[str(row[0]) for row in BAD_ENVIRONMENT])
 def test_a_bad_environment_is_one_line(environment, words):
-    if "FASTBATCH_TARGET" in environment and not fb.backends()[0]["available"]:
-        pytest.skip("without the c backend there is no target to choose")
     _assert_one_line(_run("info", **environment), *words)
+
+
+def test_a_target_that_cannot_be_had_is_an_error_that_info_explains(tmp_path):
+    if not fb.backends()[0]["available"]:
+        pytest.skip("without the c backend there is no target to choose")
+    words = "'nonsense'", "expected one of"
+    page = _run("info", FASTBATCH_TARGET="nonsense")
+    assert page.returncode == 0
+    assert all(word in page.stdout for word in words)
+    demo = _run("demo", "--epochs", 1, "--out", tmp_path / "curve.png", FASTBATCH_TARGET="nonsense")
+    assert demo.returncode == 1
+    assert all(word in demo.stderr for word in words)
 
 
 def test_the_target_does_not_matter_to_who_does_not_use_it():

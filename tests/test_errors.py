@@ -989,3 +989,70 @@ def test_an_error_of_a_thread_can_be_pickled_as_raised():
     thread.join()
     assert errors[0].step == 1
     assert "step 1" in str(errors[0])
+
+
+# -- what must not reach the kernels -----------------------------------------------------------------------------------
+
+
+def test_masked_entries_are_refused():
+    x, y = np.ones((6, 5), np.float32), np.array([0, 1, 2, -9, 0, 1])
+    trainer = fb.Trainer(fb.MLP([5, 4, 3]))
+    before = trainer.model.parameters.copy()
+    for call in (
+        lambda: trainer.fit(x, np.ma.masked_array(y, mask=y < 0)),
+        lambda: trainer.step(x, np.maximum(y, 0), np.ma.masked_array(np.where(y < 0, -1.0, 1.0), mask=y < 0)),
+        lambda: trainer.step(np.ma.masked_array(x, mask=x > 0), np.maximum(y, 0)),
+    ):
+        with pytest.raises(fb.DataError, match="masked"):
+            call()
+    assert_same_bits(trainer.model.parameters, before)
+    trainer.step(np.ma.masked_array(x), np.ma.masked_array(np.maximum(y, 0)))
+
+
+def test_matrices_are_arrays():
+    x, y = np.random.default_rng(0).standard_normal((6, 5)).astype(np.float32), np.array([0, 1, 2, 0, 1, 2])
+    plain, matrix = fb.Trainer(fb.MLP([5, 4, 3])), fb.Trainer(fb.MLP([5, 4, 3]))
+    plain.step(x, y)
+    with pytest.warns(PendingDeprecationWarning):  # NumPy's own, of the class
+        x, y = np.asmatrix(x), np.asmatrix(y[:, None])
+    matrix.step(x, y)
+    assert_same_bits(matrix.model.parameters, plain.model.parameters)
+
+
+def test_labels_are_read_once():
+    """A caller who relabels his own array between two epochs does not reach into a running fit."""
+    x, y = np.random.default_rng(0).standard_normal((6, 5)).astype(np.float32), np.array([0, 1, 2, 0, 1, 2])
+    quiet, loud = fb.Trainer(fb.MLP([5, 4, 3])), fb.Trainer(fb.MLP([5, 4, 3]))
+    quiet.fit(x, y, epochs=3)
+    own = y.copy()
+    loud.fit(x, own, epochs=3, callbacks=[fb.LambdaCallback(on_epoch_end=lambda epoch, logs: own.fill(-(2**40)))])
+    assert_same_bits(loud.model.parameters, quiet.model.parameters)
+
+
+def test_class_weight_wants_labels_in_the_validation_data_too():
+    x, y = np.ones((6, 5), np.float32), np.array([0, 1, 2, 0, 1, 2])
+    trainer = fb.Trainer(fb.MLP([5, 4, 3]))
+    with pytest.raises(fb.ArgumentError, match="validation y"):
+        trainer.fit(x, y, class_weight="balanced", validation_data=(x, np.eye(3)[y]))
+    assert trainer.steps == 0
+
+
+@pytest.mark.parametrize("shared", ["x", "w"])
+def test_out_has_memory_of_its_own(shared):
+    arrays = {"x": np.ones((4, 4), np.float32), "w": np.ones((4, 4), np.float32)}
+    with pytest.raises(fb.ArgumentError, match=f"shared with {shared}"):
+        fb.kernels.dense_forward(**arrays, out=arrays[shared])
+
+
+def test_updates_do_not_read_what_they_write():
+    p, slots = np.ones(4, np.float32), np.zeros((2, 4), np.float32)
+    with pytest.raises(fb.ArgumentError, match="shared with g"):
+        fb.kernels.update(fb.Adam(), p, p, slots, 1)
+    with pytest.raises(fb.ArgumentError, match="shared with g"):
+        fb.kernels.update(fb.Adam(), p, slots[0], slots, 1)
+    assert (p == 1).all()
+
+
+def test_adam_needs_an_eps():
+    with pytest.raises(fb.ArgumentError, match="eps"):
+        fb.Adam(eps=0)

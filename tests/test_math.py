@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import oracle
 import pytest
-from cases import SUBJECTS
+from cases import FUSED, SUBJECTS
 
 from fastbatch import ops
 
@@ -22,6 +22,11 @@ def sweep(name: str) -> np.ndarray:
     return np.concatenate([special, every])
 
 
+def as_read(subject: str, z: np.ndarray) -> np.ndarray:
+    """What the kernels see: the C backend runs with subnormals counting as zero (csrc/simd/fpmode.h)."""
+    return np.where(np.abs(z) < np.finfo(np.float32).tiny, np.copysign(0, z), z) if subject in FUSED else z
+
+
 @pytest.mark.parametrize("where", ["bends", "everywhere"])
 @pytest.mark.parametrize("activation", ops.ACTIVATIONS)
 def test_value(subject, activation, where):
@@ -31,6 +36,7 @@ def test_value(subject, activation, where):
     a, kept = np.empty((1, z.size), np.float32), np.empty((1, z.size), np.float32)
     with np.errstate(all="ignore"):
         SUBJECTS[subject].dense_forward(x, w, z, row, a, kept if row.saves == "z" else None)
+        z = as_read(subject, z)
         exact, bound = oracle.activate(row, z.astype(np.float64), np.zeros(z.size), "float32")
     if row.saves == "z":
         assert np.array_equal(kept[0], z, equal_nan=True)
@@ -55,7 +61,7 @@ def test_slope(subject, activation, where):
             None,
             None,
         )
-        exact, bound = oracle.slope(row, saved, 0.0, "float32")
+        exact, bound = oracle.slope(row, as_read(subject, saved), 0.0, "float32")
     oracle.assert_within(dz, exact, bound, f"slope of {activation} on {subject}")
 
 

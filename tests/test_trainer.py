@@ -1254,3 +1254,66 @@ def test_history_plot_opens_no_window_and_imports_no_pyplot(tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     make_trainer().fit(*make_data()).plot(str(tmp_path / "curve.svg"))
     assert b"<svg" in (tmp_path / "curve.svg").read_bytes()
+
+
+# -- weights of any size -----------------------------------------------------------------------------------------------
+
+
+@backends
+def test_weights_that_fall_by_many_powers_of_two(backend):
+    """Only ratios matter within a step: rows weighted by age train however old they are."""
+    x, y = make_data(n=200)
+    trainer = make_trainer(backend=backend)
+    history = trainer.fit(x, y, sample_weight=0.5 ** np.arange(200.0), shuffle=False, epochs=2)
+    assert np.isfinite(history["loss"]).all()
+    assert np.isfinite(trainer.model.parameters).all()
+
+
+def test_the_size_of_a_weight_changes_no_bit():
+    x, y = make_data(n=64)
+    plain, small = make_trainer(), make_trainer()
+    weight = np.random.default_rng(0).uniform(0.5, 2, 64)
+    plain.fit(x, y, sample_weight=weight)
+    small.fit(x, y, sample_weight=np.ldexp(weight, -500))
+    assert_same_trainer(small, plain)
+
+
+def test_class_weights_of_any_size():
+    x, y = make_data("cross_entropy", 60)
+    plain, large = make_trainer("cross_entropy"), make_trainer("cross_entropy")
+    plain.fit(x, y, class_weight={0: 2.0})
+    large.fit(x, y, class_weight={k: 2.0**300 * (1 + (k == 0)) for k in range(4)})
+    assert_same_trainer(large, plain)
+
+
+# -- the ends of a fit -------------------------------------------------------------------------------------------------
+
+
+def test_every_on_train_end_is_called_whatever_the_others_do():
+    ended = []
+
+    def fails() -> None:
+        raise RuntimeError("first")
+
+    hooks = [fb.LambdaCallback(on_train_end=lambda: ended.append(1)), fb.LambdaCallback(on_train_end=fails)]
+    with pytest.raises(RuntimeError, match="first"):
+        make_trainer().fit(*make_data(), callbacks=[*hooks, fb.LambdaCallback(on_train_end=lambda: ended.append(3))])
+    assert sorted(ended) == [1, 3]
+
+
+@pytest.mark.parametrize("hook", ["on_train_begin", "on_epoch_begin"])
+def test_stop_training_at_a_beginning_trains_no_step(hook):
+    trainer = make_trainer()
+
+    def stop(*_: object) -> None:
+        trainer.stop_training = True
+
+    history = trainer.fit(*make_data(), epochs=3, callbacks=[fb.LambdaCallback(**{hook: stop})])
+    assert (trainer.steps, trainer.epochs, dict(history)) == (0, 0, {})
+
+
+def test_an_exact_number_of_threads_stays_within_the_trainers_bound():
+    trainer = make_trainer(num_threads=1)
+    with fb.set_num_threads(2, exact=True):
+        trainer.step(*make_data())
+    assert trainer.threads_used == 1

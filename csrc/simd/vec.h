@@ -30,7 +30,6 @@ INLINE vec to_real(ivec v) { return __builtin_convertvector(v, vec); }
 /* mask lanes are all ones or all zeros, as comparisons give them */
 INLINE vec select_(ivec mask, vec a, vec b) { return as_real((as_int(a) & mask) | (as_int(b) & ~mask)); }
 INLINE ivec iselect_(ivec mask, ivec a, ivec b) { return (a & mask) | (b & ~mask); }
-INLINE ivec is_nan(vec v) { return v != v; }
 
 #if REAL_IS_FLOAT
 #define SIGN_BIT INT32_MIN

@@ -29,6 +29,8 @@ def _load(name: str) -> Backend | str:
             _loaded[name] = getattr(importlib.import_module(f"{__name__}.{module}"), cls)()
         except ImportError as error:
             _loaded[name] = f"{error} (a compiler was missing at installation, or the package was not built in place)"
+        except BackendError as error:  # asked for something that it does not have, such as FASTBATCH_TARGET
+            _loaded[name] = str(error)
     return _loaded[name]
 
 
@@ -79,6 +81,8 @@ def select(name: str, plan: Plan) -> Backend:
         if reason is not None:
             raise BackendError(f"backend {name!r} cannot run this model: {reason}")
         return backend
+    if os.environ.get("FASTBATCH_TARGET"):
+        get("c")  # a target was asked for: without it an error, not another backend
     candidates = [found for found in map(_load, _TABLE) if not isinstance(found, str)]
     return next(backend for backend in candidates if backend.supports(plan) is None)
 

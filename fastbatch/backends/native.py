@@ -48,6 +48,10 @@ def _aligned(nbytes: int) -> Array:
     return raw[start : start + nbytes]
 
 
+# Swaps of a shuffle in one call: some 10 ms, so that Ctrl-C is heard in between.
+_SWAPS = 1 << 18
+
+
 class Native:
     """The four kernels. `target` forces an instruction set; by default FASTBATCH_TARGET or the best usable one."""
 
@@ -110,8 +114,9 @@ class Native:
         self._kernels.update(_OPTIMIZERS[optimizer.rule], _hyper(optimizer), lr, t, p, g, slots)
 
     def permutation(self, n: int, seed: int, epoch: int) -> Array:
-        order = np.empty(n, np.int64)
-        _native.permutation(order, seed, epoch & 0xFFFFFFFF)
+        order = np.arange(n, dtype=np.int64)
+        for begin in range(0, n - 1, _SWAPS):
+            _native.permutation(order, seed, epoch & 0xFFFFFFFF, begin, min(begin + _SWAPS, n - 1))
         return order
 
     def program(self, plan: Plan, state: State, num_threads: int | None) -> FusedProgram:
@@ -199,7 +204,7 @@ class FusedProgram:
             return out
         self._reserve(len(x))
         x = x.copy()  # backward reads it again, and the caller may have refilled his buffer by then
-        self._training_network.forward(x, first_row, True, out, self._threads(len(x), 1 / 3))
+        self._training_network.forward(x, first_row, out, self._threads(len(x), 1 / 3))
         self._pending = x, first_row
         return out
 

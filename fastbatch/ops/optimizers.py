@@ -142,7 +142,7 @@ class Adam(Optimizer):
     betas : (float, float), default (0.9, 0.999)
         Decay of the running means of g and g^2.
     eps : float, default 1e-8
-        Added to the bias-corrected root, outside it.
+        Added to the bias-corrected root, outside it; above 0, or a parameter without a gradient would become 0 / 0.
     weight_decay : float, default 0
         Coupled L2: ``weight_decay * p`` is added to the gradient.
 
@@ -158,6 +158,11 @@ class Adam(Optimizer):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eps == 0:
+            self._refuse("eps", "a finite number > 0")
 
     @property
     def slots(self) -> int:

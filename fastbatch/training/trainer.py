@@ -6,6 +6,7 @@ import copy
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +55,10 @@ class _Data:
     x: Array
     y: Array
     weight: Array | None
+
+    def weigh(self, factor: Array) -> None:
+        """Multiply the row weights by `factor` (n,)."""
+        self.weight = checks.normalised(factor if self.weight is None else factor * self.weight)
 
     def take(self, rows: Array | slice) -> _Data:
         return _Data(self.x[rows], self.y[rows], None if self.weight is None else self.weight[rows])
@@ -138,11 +143,10 @@ class Trainer:
         self.backend, self._program = make_program(plan, state, backend, self.num_threads)
         self._busy = _Exclusive()
         self._forward_shape: tuple[int, int] | None = None
-        self._first_layer = self.model.first_dense
 
     def __getstate__(self) -> dict:
         state = self.__dict__.copy()
-        for name in ("_program", "_busy", "_forward_shape", "_first_layer"):
+        for name in ("_program", "_busy", "_forward_shape"):
             del state[name]
         return state
 
@@ -166,7 +170,7 @@ class Trainer:
 
     def _inputs(self, x, where: str = "x", empty: bool = False) -> Array:
         model = self.model
-        return checks.as_inputs(x, model.input_size, model.dtype, where, self._first_layer, empty)
+        return checks.as_inputs(x, model.input_size, model.dtype, where, model.first_dense, empty)
 
     def _data(self, x, y, weight=None, names: tuple[str, str, str] = ("x", "y", "sample_weight")) -> _Data:
         model = self.model
@@ -245,16 +249,16 @@ class Trainer:
             share = checks.fraction("validation_split", validation_split)
             validation = self._validation(validation_data, share)
             rows: int | Array = len(data.x)
-            training = data
             if share:
                 labels = checks.labels_of(data.y, self.loss)
                 rows, held_out = split_rows(data.y if labels is None else labels, share, self.seed)
-                training, validation = data.take(rows), data.take(held_out)
-            table = checks.class_table(class_weight, training.y, self.loss, self.model.output_size)
-            for part in (data, validation):
-                if part is not None and table is not None:
-                    factor = table[checks.labels_of(part.y, self.loss)]
-                    part.weight = factor if part.weight is None else factor * part.weight
+                validation = data.take(held_out)
+            if class_weight is not None:
+                trained = data.y if isinstance(rows, int) else data.y[rows]
+                table = checks.class_table(class_weight, trained, self.loss, self.model.output_size)
+                data.weigh(checks.class_factors(table, data.y, self.loss, "y"))
+                if validation is not None:
+                    validation.weigh(checks.class_factors(table, validation.y, self.loss, "validation y"))
             total = rows if isinstance(rows, int) else len(rows)
             batch = checks.as_batch_size(batch_size, total)
             if checks.flag("check_finite", check_finite):
@@ -292,11 +296,14 @@ class Trainer:
         self.history = history = History()
         self.stop_training = False
         self.model.loss = self.loss
-        try:
+        with ExitStack() as ends:
             for hook in hooks:
                 hook.trainer = self
+                ends.callback(hook.on_train_end)
                 hook.on_train_begin()
             for epoch in range(epochs):
+                if self.stop_training:
+                    break
                 start = time.perf_counter()
                 order = epoch_order(rows, self.seed, self.epochs, shuffle, self.backend)
                 feed = _feed(data, order, used, batch)
@@ -315,22 +322,17 @@ class Trainer:
                 history.append(logs)
                 for hook in hooks:
                     hook.on_epoch_end(epoch, logs)
-                if self.stop_training:
-                    break
-        finally:
-            for hook in hooks:
-                hook.on_train_end()
         return history
 
     def _epoch(self, feed: Feed, hooks: list[Callback]) -> Sums | None:
         """One pass over the feed in slices of time; None when a callback stopped it half way."""
         sums, step = Sums(), 0
         while step < feed.steps:
+            if self.stop_training:
+                return None
             step = self._program.run(feed, step, feed.steps, self.optimizer.lr, CHUNK, sums)
             for hook in hooks:
                 hook.on_chunk_end(step, {"loss": sums.mean()})
-            if self.stop_training and step < feed.steps:
-                return None
         return sums
 
     def _train_metrics(self, feed: Feed) -> dict[str, float]:
@@ -453,8 +455,12 @@ class Trainer:
             if self._gradient is None:
                 self._gradient = np.zeros(self.model.num_parameters, self.model.dtype)
             rows, self._forward_shape = self._forward_shape[0], None
-            self._program.backward(dz, self._gradient)
-            self._gradient_rows += rows
+            try:
+                self._program.backward(dz, self._gradient)
+                self._gradient_rows += rows
+            except KeyboardInterrupt:  # perhaps half added: the sum is dropped with its row count
+                self._gradient, self._gradient_rows = None, 0
+                raise
 
     @named_keywords
     def update(self) -> None:
