@@ -76,7 +76,8 @@ def dropout_mask(seed: int, update: int, layer: int, rows: np.ndarray, units: in
     blocks = -(-units // 16)
     words = philox((np.arange(blocks)[None, :], rows[:, None], layer | DROPOUT << 16, update & 0xFFFFFFFF), seed)
     little_endian = np.stack(words, axis=-1).astype("<u4")
-    return little_endian.view(np.uint8).reshape(len(rows), 16 * blocks)[:, :units] < threshold
+    # not "< threshold": 256 is no uint8, and comparing with it crashes NumPy 2.0
+    return little_endian.view(np.uint8).reshape(len(rows), 16 * blocks)[:, :units] <= threshold - 1
 
 
 def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
