@@ -103,7 +103,13 @@ def as_targets(value, loss: ops.Loss, rows: int, outputs: int, dtype: str, where
     DataError
         For labels outside 0 .. O-1, floats that are not whole numbers, or numbers outside [0, 1].
     """
-    array = as_real(value, where)
+    array = _as_array(value, where)
+    if loss.targets == "classes" and array.dtype.kind in "OSUT":
+        raise DTypeError(
+            f"{where}: expected integer labels for {loss.name}, got {array.dtype}; "
+            f"np.unique({where}, return_inverse=True)[1] numbers them"
+        )
+    array = as_real(array, where)
     if array.ndim == 0 or len(array) != rows:
         raise ShapeError(f"{where}: expected {rows} rows as in X, got shape {array.shape}")
     if loss.targets == "classes":
@@ -141,10 +147,16 @@ def _as_labels(array: Array, classes: int, loss: ops.Loss, where: str) -> Array:
         whole = array == np.floor(array)
         if not whole.all():
             row = int(np.argmin(whole))
-            raise DataError(f"{where}: expected integer labels for {loss.name}, got {array[row]} in row {row}")
+            raise DataError(
+                f"{where}: expected integer labels for {loss.name}, got {array[row]} in row {row}"
+                " (for regression use loss='mse')"
+            )
     if array.size and (array.min() < 0 or array.max() >= classes):
         row = int(np.argmax((array < 0) | (array >= classes)))
-        raise DataError(f"{where}: expected labels 0 .. {classes - 1} for {loss.name}, got {array[row]} in row {row}")
+        hint = " (for one logit use loss='bce', for regression loss='mse')" if classes == 1 else ""
+        raise DataError(
+            f"{where}: expected labels 0 .. {classes - 1} for {loss.name}, got {array[row]} in row {row}{hint}"
+        )
     # a copy: kernels index by labels, and the caller may write to his own between two epochs
     return np.array(array, np.int64)
 

@@ -139,6 +139,8 @@ def unknown_name(kind: str, name: object, choices: Iterable[str]) -> ArgumentErr
     """Build the error for a name that no registry row has."""
     choices = sorted(choices)
     hint = did_you_mean(name, choices) if isinstance(name, str) else ""
+    if isinstance(name, type):  # Adam where Adam() was meant
+        hint = f"; did you mean {name.__name__}()?"
     return ArgumentError(f"{kind}: expected one of {', '.join(choices)}; got {name!r}{hint}")
 
 

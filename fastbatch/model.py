@@ -179,14 +179,15 @@ class Sequential:
 
     def summary(self) -> str:
         """One line per layer: description, output width, parameters."""
-        lines = [f"{'layer':<48}{'outputs':>8}{'parameters':>12}"]
+        wide = max(len(str(layer)) for layer in self.layers)
+        lines = [f"{'layer':<{wide}}{'outputs':>10}{'parameters':>14}"]
         weights, width = iter(self._weights), self.input_size
         for layer in self.layers:
             count = 0
             if isinstance(layer, Dense):
                 w, b = next(weights)
                 width, count = layer.units, w.size + (0 if b is None else b.size)
-            lines.append(f"{layer!s:<48}{width:>8}{count:>12,}")
+            lines.append(f"{layer!s:<{wide}}{width:>10}{count:>14,}")
         lines.append(f"{self.input_size} inputs, {self.num_parameters:,} parameters, {self.dtype}")
         return "\n".join(lines)
 
@@ -256,6 +257,8 @@ def _dense_shapes(layers: Sequence[Layer], width: int) -> list[tuple[int, int, b
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     """Write beside `path` and rename, so that `path` is the old file or the new one and never half of either."""
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: expected a folder that exists, got {path.parent}")
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
     try:
         with open(temporary, "xb") as file:

@@ -546,10 +546,10 @@ UNKNOWN_NAMES = [
     (lambda: fb.Trainer(MODEL, "MSE"), "loss", "MSE", "mse"),
     (lambda: fb.Trainer(MODEL, "l1"), "loss", "l1", "mae"),
     (lambda: fb.Trainer(MODEL, None), "loss", None, None),
-    (lambda: fb.Trainer(MODEL, fb.losses.MSE), "loss", fb.losses.MSE, None),
+    (lambda: fb.Trainer(MODEL, fb.losses.MSE), "loss", fb.losses.MSE, "MSE()"),
     (lambda: fb.Trainer(MODEL, optimizer="adm"), "optimizer", "adm", "adam"),
     (lambda: fb.Trainer(MODEL, optimizer="sdg"), "optimizer", "sdg", "sgd"),
-    (lambda: fb.Trainer(MODEL, optimizer=fb.Adam), "optimizer", fb.Adam, None),
+    (lambda: fb.Trainer(MODEL, optimizer=fb.Adam), "optimizer", fb.Adam, "Adam()"),
     (lambda: fb.Trainer(MODEL, optimizer=1e-3), "optimizer", 1e-3, None),
     (lambda: fb.Trainer(MODEL, metrics=["acuracy"]), "metrics", "acuracy", "accuracy"),
     (lambda: fb.Trainer(MODEL, metrics="acc"), "metrics", "acc", "accuracy"),
@@ -574,7 +574,8 @@ def test_unknown_names(call, kind, name, meant):
     assert f"got {name!r}" in message
     assert all(known in message for known in registry)
     if meant:
-        assert message.endswith(f"; did you mean {meant!r}?")
+        quoted = meant if isinstance(name, type) else repr(meant)
+        assert message.endswith(f"; did you mean {quoted}?")
     else:
         assert "did you mean" not in message
 
@@ -1056,3 +1057,34 @@ def test_updates_do_not_read_what_they_write():
 def test_adam_needs_an_eps():
     with pytest.raises(fb.ArgumentError, match="eps"):
         fb.Adam(eps=0)
+
+
+def test_running_without_the_kernels_is_said_aloud(monkeypatch):
+    from fastbatch.backends import _loaded
+
+    monkeypatch.setitem(_loaded, "c", "no compiler was found")
+    monkeypatch.delenv("FASTBATCH_BACKEND", raising=False)
+    with pytest.warns(RuntimeWarning, match=r"no compiler was found.*fastbatch info"):
+        trainer = fb.Trainer(fb.MLP([3, 2]))
+    assert trainer.backend == "reference"
+    with pytest.raises(fb.BackendError, match="no compiler was found"):
+        fb.Trainer(fb.MLP([3, 2]), backend="c")
+
+
+def test_labels_that_are_words_get_a_hint():
+    trainer = fb.Trainer(fb.MLP([2, 4, 2]))
+    with pytest.raises(fb.DTypeError, match=r"np\.unique"):
+        trainer.fit(np.ones((2, 2)), np.array(["cat", "dog"]))
+
+
+def test_forgetting_the_loss_of_a_regression_gets_a_hint():
+    trainer = fb.Trainer(fb.MLP([2, 4, 1]))
+    with pytest.raises(fb.DataError, match="loss='mse'"):
+        trainer.fit(np.ones((2, 2)), np.array([0.5, 1.5]))
+    with pytest.raises(fb.DataError, match="loss='bce'"):
+        trainer.fit(np.ones((2, 2)), np.array([0, 1]))
+
+
+def test_saving_into_no_folder_names_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"expected a folder that exists, got .*missing"):
+        fb.MLP([2, 2]).save(tmp_path / "missing" / "model.safetensors")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ArgumentError, named_keywords
 
@@ -84,18 +84,24 @@ class _PlainBar:
     """What is used of tqdm, for when tqdm is not installed: one line, rewritten."""
 
     def __init__(self, total: int, **_: object) -> None:
-        self.total, self.n, self.text = total, 0, ""
+        self.total, self.n, self.text, self.width = total, 0, "", 0
 
     def set_description(self, text: str, refresh: bool = False) -> None:
         self.text = text
 
     def refresh(self) -> None:
         done = 30 * self.n // self.total
-        sys.stderr.write(f"\r{self.text} [{'#' * done}{'.' * (30 - done)}] {self.n}/{self.total}")
+        line = f"{self.text} [{'#' * done}{'.' * (30 - done)}] {self.n}/{self.total}"
+        self._put(line)
+        self.width = len(line)
+
+    def _put(self, line: str) -> None:
+        sys.stderr.write("\r" + line.ljust(self.width))  # blanks over what is left of a longer line
         sys.stderr.flush()
 
     def write(self, text: str) -> None:
-        sys.stderr.write("\r\x1b[K")
+        self._put("")
+        sys.stderr.write("\r")
         sys.stderr.flush()
         print(text)
 
@@ -120,7 +126,7 @@ class ProgressBar(Callback):
     @named_keywords
     def __init__(self, *, bar: bool = True, lines: bool = False) -> None:
         self.show_bar, self.show_lines = bar, lines
-        self._bar = None
+        self._bar: Any = None  # tqdm's, or what stands in for it
         self._drawn = 0.0
 
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
@@ -132,9 +138,12 @@ class ProgressBar(Callback):
         now = time.monotonic()
         if self._bar is not None and (now - self._drawn >= self.INTERVAL or self._last(steps)):
             self._drawn = now
-            self._bar.n = self._epoch * self._steps + steps
-            self._bar.set_description(f"epoch {self._epoch + 1}/{self._epochs} loss {logs['loss']:.4g}", refresh=False)
+            self._move(steps, logs)
             self._bar.refresh()
+
+    def _move(self, steps: int, logs: Logs) -> None:
+        self._bar.n = self._epoch * self._steps + steps
+        self._bar.set_description(f"epoch {self._epoch + 1}/{self._epochs} loss {logs['loss']:.4g}", refresh=False)
 
     def _last(self, steps: int) -> bool:
         return self._epoch + 1 == self._epochs and steps == self._steps
@@ -144,13 +153,24 @@ class ProgressBar(Callback):
             return
         numbers = "  ".join(f"{k} {v:.4f}" for k, v in logs.items() if k not in ("lr", "batch_size", "time"))
         width = len(str(self._epochs))
-        line = f"epoch {epoch + 1:{width}d}/{self._epochs}  {numbers}  {logs['time'] * 1e3:.1f} ms"
-        print(line) if self._bar is None else self._bar.write(line)
+        line = f"epoch {epoch + 1:{width}d}/{self._epochs}  {numbers}  {_duration(logs['time'])}"
+        if self._bar is None:
+            print(line)
+        else:
+            self._move(self._steps, logs)  # the line makes the bar redraw itself
+            self._bar.write(line)
 
     def on_train_end(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _duration(seconds: float) -> str:
+    for unit, scale in (("s", 1), ("ms", 1e3)):
+        if seconds * scale >= 1:
+            return f"{seconds * scale:.3g} {unit}" if seconds * scale < 1000 else f"{seconds * scale:.0f} {unit}"
+    return f"{seconds * 1e6:.3g} us"
 
 
 def _make_bar(total: int):

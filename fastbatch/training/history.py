@@ -58,6 +58,7 @@ class History(dict[str, list]):
             if name == "loss" and values and min(values) > 0 and max(values) > 20 * min(values):
                 axes.set_yscale("log")
             axes.set(xlabel="epoch", ylabel=name.replace("_", " "))
+            axes.set_xlim(1, max(2, len(self[name])))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)
             axes.legend(frameon=False)

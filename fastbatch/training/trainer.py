@@ -157,6 +157,9 @@ class Trainer:
     def __copy__(self) -> Trainer:
         return copy.deepcopy(self)  # a shallow copy would share the model and the counters under a lock of its own
 
+    def __repr__(self) -> str:
+        return f"Trainer({self.loss}, {self.optimizer}, backend={self.backend!r}, steps={self.steps})"
+
     @property
     def steps(self) -> int:
         return int(self._steps[0])
@@ -278,7 +281,8 @@ class Trainer:
         if share:
             raise ArgumentError("fit: expected validation_data or validation_split, got both")
         if not isinstance(given, (tuple, list)) or len(given) not in (2, 3):
-            raise ArgumentError("validation_data: expected (X, y) or (X, y, sample_weight)")
+            got = f"{len(given)} values" if isinstance(given, (tuple, list)) else type(given).__name__
+            raise ArgumentError(f"validation_data: expected (X, y) or (X, y, sample_weight), got {got}")
         x, y, weight = given if len(given) == 3 else (*given, None)
         return self._data(x, y, weight, ("validation X", "validation y", "validation sample_weight"))
 
