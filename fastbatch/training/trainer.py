@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,12 +13,13 @@ from .. import checks, ops
 from ..backends import get as get_backend
 from ..data.orders import epoch_order
 from ..data.splits import validation_split as split_rows
-from ..errors import ArgumentError, BusyError, DivergenceError, ShapeError, named_keywords
+from ..errors import ArgumentError, DivergenceError, ShapeError, named_keywords
 from ..model import Sequential
 from ..plan import make_plan
 from ..program import PREDICT_ROWS, make_program
 from ..protocol import Feed, State, Sums
-from .callbacks import Callback, bar_for
+from .callbacks import Callback
+from .door import Data, Exclusive, feed_of, hooks_of
 from .history import History
 
 __all__ = ["Trainer"]
@@ -29,39 +28,6 @@ Array = np.ndarray
 
 # Seconds that one call into a program may take before Python looks at signals, bars and callbacks.
 CHUNK = 0.05
-
-
-class _Exclusive:
-    """A lock that refuses instead of waiting; the thread that holds it may enter again (callbacks)."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            raise BusyError(
-                "trainer: expected one thread at a time, got a second one; give every thread a trainer of its own "
-                "(model.predict may be shared)"
-            )
-
-    def __exit__(self, *exc: object) -> None:
-        self._lock.release()
-
-
-@dataclass
-class _Data:
-    """Rows that have passed the door."""
-
-    x: Array
-    y: Array
-    weight: Array | None
-
-    def weigh(self, factor: Array) -> None:
-        """Multiply the row weights by `factor` (n,)."""
-        self.weight = checks.normalised(factor if self.weight is None else factor * self.weight)
-
-    def take(self, rows: Array | slice) -> _Data:
-        return _Data(self.x[rows], self.y[rows], None if self.weight is None else self.weight[rows])
 
 
 class Trainer:
@@ -141,7 +107,7 @@ class Trainer:
         state = State(self.model.parameters, self._slots, self._steps, self.seed)
         plan = make_plan(self.model, self.loss, self.optimizer)
         self.backend, self._program = make_program(plan, state, backend, self.num_threads)
-        self._busy = _Exclusive()
+        self._busy = Exclusive()
         self._forward_shape: tuple[int, int] | None = None
 
     def __getstate__(self) -> dict:
@@ -175,11 +141,11 @@ class Trainer:
         model = self.model
         return checks.as_inputs(x, model.input_size, model.dtype, where, model.first_dense, empty)
 
-    def _data(self, x, y, weight=None, names: tuple[str, str, str] = ("x", "y", "sample_weight")) -> _Data:
+    def _data(self, x, y, weight=None, names: tuple[str, str, str] = ("x", "y", "sample_weight")) -> Data:
         model = self.model
         inputs = self._inputs(x, names[0])
         targets = checks.as_targets(y, self.loss, len(inputs), model.output_size, model.dtype, names[1])
-        return _Data(inputs, targets, checks.as_weight(weight, len(inputs), names[2]))
+        return Data(inputs, targets, checks.as_weight(weight, len(inputs), names[2]))
 
     # -- whole fits ----------------------------------------------------------------------------------------------------
 
@@ -271,11 +237,11 @@ class Trainer:
                 if validation is not None:
                     checks.check_finite(validation.x, "validation X")
                     checks.check_finite(validation.y, "validation y")
-            hooks = _hooks(callbacks, verbose)
+            hooks = hooks_of(callbacks, verbose)
             used = total - total % batch if drop_last else total
             return self._fit(data, rows, used, batch, epochs, shuffle, validation, hooks)
 
-    def _validation(self, given, share: float) -> _Data | None:
+    def _validation(self, given, share: float) -> Data | None:
         if given is None:
             return None
         if share:
@@ -288,13 +254,13 @@ class Trainer:
 
     def _fit(
         self,
-        data: _Data,
+        data: Data,
         rows: int | Array,
         used: int,
         batch: int,
         epochs: int,
         shuffle: bool,
-        validation: _Data | None,
+        validation: Data | None,
         hooks: list[Callback],
     ) -> History:
         self.history = history = History()
@@ -310,7 +276,7 @@ class Trainer:
                     break
                 start = time.perf_counter()
                 order = epoch_order(rows, self.seed, self.epochs, shuffle, self.backend)
-                feed = _feed(data, order, used, batch)
+                feed = feed_of(data, order, used, batch)
                 if self.metrics:
                     feed.outputs = np.empty((used, self.model.output_size), self.model.dtype)
                 for hook in hooks:
@@ -499,7 +465,7 @@ class Trainer:
         with self._busy:
             return self._evaluate(self._data(X, y, sample_weight, ("X", "y", "sample_weight")))
 
-    def _evaluate(self, data: _Data) -> dict[str, float]:
+    def _evaluate(self, data: Data) -> dict[str, float]:
         kernels, total = get_backend(self.backend), Sums()
         outputs = self._predict(data.x)
         for start in range(0, len(data.x), PREDICT_ROWS):
@@ -524,19 +490,3 @@ class Trainer:
     def predict(self, X) -> Array:
         """Outputs of the last layer (n, O) on the trainer's backend; safe from many threads at once."""
         return self._predict(self._inputs(X, "X", empty=True))
-
-
-def _feed(data: _Data, order: Array | None, used: int, batch: int) -> Feed:
-    if order is not None:
-        return Feed(data.x, data.y, data.weight, order[:used], batch)
-    rows = slice(used)
-    return Feed(data.x[rows], data.y[rows], None if data.weight is None else data.weight[rows], None, batch)
-
-
-def _hooks(callbacks: Sequence[Callback], verbose: int | str) -> list[Callback]:
-    hooks: list[Callback] = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]  # type: ignore[list-item]
-    for hook in hooks:
-        if not isinstance(hook, Callback):
-            raise ArgumentError(f"callbacks: expected a list of fastbatch.Callback objects, got {hook!r}")
-    bar = bar_for(verbose)
-    return hooks if bar is None else [*hooks, bar]
