@@ -124,12 +124,9 @@ static double weight_unit(const fb_feed *feed, int64_t base, int64_t rows)
     if (feed->weight)
         for (int64_t r = base; r < base + rows; r++) top = row_weight(feed, r) > top ? row_weight(feed, r) : top;
     if (top == 0 || (top > 0x1p-64 && top < 0x1p64)) return 1;
-    int exponent = 0;
-    for (; top >= 2; top /= 2) exponent--;
-    for (; top < 1; top *= 2) exponent++;
-    double unit = 1;
-    for (; exponent > 0; exponent--) unit *= 2;
-    for (; exponent < 0; exponent++) unit /= 2;
+    double unit = 1; /* bounded, so that neither it nor a weight of the size of the smallest double leaves the range */
+    while (top * unit < 1 && unit < 0x1p1000) unit *= 2;
+    while (top * unit >= 2 && unit > 0x1p-1000) unit /= 2;
     return unit;
 }
 

@@ -33,6 +33,7 @@ __all__ = [
     "labels_of",
     "normalised",
     "seed",
+    "weight_unit",
 ]
 
 Array = np.ndarray
@@ -182,13 +183,20 @@ def as_weight(value, rows: int, where: str = "sample_weight") -> Array | None:
     return normalised(np.ascontiguousarray(array, np.float64))
 
 
-def normalised(weight: Array) -> Array:
-    """Weights (n,) float64 brought near 1 by a power of two where float32 could not hold them.
+def weight_unit(weight: Array) -> float:
+    """A power of two that brings weights (n,) near 1 where float32 could not hold them, 1.0 elsewhere.
 
     Only ratios matter in a weighted mean, and a power of two changes no bit of the results.
     """
     top = weight.max(initial=0)
-    return weight if not top or 2.0**-64 < top < 2.0**64 else np.ldexp(weight, -np.frexp(top)[1])
+    if not top or 2.0**-64 < top < 2.0**64:
+        return 1.0
+    return 2.0 ** float(np.clip(1 - np.frexp(top)[1], -1000, 1000))
+
+
+def normalised(weight: Array) -> Array:
+    """Weights (n,) times their :func:`weight_unit`."""
+    return weight * weight_unit(weight)
 
 
 def labels_of(y: Array, loss: ops.Loss) -> Array | None:

@@ -70,6 +70,8 @@ class Sequential:
         self.seed = checks.seed("Sequential(seed=)", seed)
         self.dtype = checks.as_dtype(dtype)
         self.loss: ops.Loss | None = None
+        k, first = next((k, layer) for k, layer in enumerate(self.layers) if isinstance(layer, Dense))
+        self.first_dense = f"layer {k} Dense({self.input_size} -> {first.units})"  # what X meets, in error messages
         self._allocate()
 
     def _allocate(self) -> None:
@@ -106,12 +108,6 @@ class Sequential:
     @property
     def num_parameters(self) -> int:
         return self._parameters.size
-
-    @property
-    def first_dense(self) -> str:
-        """The layer that X meets, as error messages name it."""
-        k, layer = next((k, layer) for k, layer in enumerate(self.layers) if isinstance(layer, Dense))
-        return f"layer {k} Dense({self.input_size} -> {layer.units})"
 
     def get_weights(self) -> list[tuple[np.ndarray, np.ndarray | None]]:
         """Copies of the weights, one (w, b) pair per Dense."""

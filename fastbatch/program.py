@@ -13,13 +13,13 @@ import numpy as np
 
 from . import ops
 from .backends import default_name, select
-from .checks import as_inputs, count
+from .checks import as_inputs, count, weight_unit
 from .errors import ArgumentError, DivergenceError
 from .model import Sequential
 from .plan import Plan, Stage, make_plan
 from .protocol import Backend, Feed, Program, State, Sums
 
-__all__ = ["ComposedProgram", "make_program", "predict"]
+__all__ = ["ComposedProgram", "make_program", "predict", "predict_rows"]
 
 Array = np.ndarray
 
@@ -32,11 +32,6 @@ class _Trace:
     x: Array
     saved: Array | None
     mask: Array | None
-
-
-def _weight_unit(weight: Array) -> float:
-    top = weight.max(initial=0)
-    return 1.0 if not top or 2.0**-64 < top < 2.0**64 else float(np.ldexp(1.0, 1 - np.frexp(top)[1]))
 
 
 class ComposedProgram:
@@ -110,7 +105,7 @@ class ComposedProgram:
             outputs, traces = self._forward(x, 0, training=True)
             da = np.empty_like(outputs)
             # only ratios of weights matter within a step; a power of two brings them to where float32 holds them
-            unit = 1.0 if weight is None else _weight_unit(weight)
+            unit = 1.0 if weight is None else weight_unit(weight)
             weight = weight if weight is None else weight * unit
             batch = self.kernels.loss(outputs, y, self.plan.loss, weight, da)
             if not np.isfinite(batch.loss):
@@ -209,8 +204,12 @@ def predict(model: Sequential, X, batch_size: int | None = None, validate: bool 
     """See :meth:`fastbatch.Sequential.predict`."""
     x = as_inputs(X, model.input_size, model.dtype, "X", model.first_dense, empty=True) if validate else X
     block = PREDICT_ROWS if batch_size is None else count("batch_size", batch_size)
-    out = np.empty((len(x), model.output_size), model.dtype)
-    program = _inference_program(model)
+    return predict_rows(_inference_program(model), x, model.output_size, block)
+
+
+def predict_rows(program: Program, x: Array, outputs: int, block: int = PREDICT_ROWS) -> Array:
+    """Outputs (n, O) of `program` for rows that have passed the door, `block` of them at a time."""
+    out = np.empty((len(x), outputs), x.dtype)
     for start in range(0, len(x), block):
         program.predict(x[start : start + block], out[start : start + block])
     return out

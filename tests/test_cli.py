@@ -177,7 +177,7 @@ def demo(tmp_path_factory):
 
 def test_the_demo_learns_and_ends_with_the_accuracy(demo):
     result, _ = demo
-    # one in ten by chance; five epochs are an eighth of the default
+    # one in ten by chance; five epochs are a twelfth of the default
     assert 0.9 < _accuracy(result) <= 1
 
 
@@ -203,7 +203,7 @@ def test_the_demo_of_the_readme_reaches_its_accuracy(tmp_path):
     pytest.importorskip("sklearn", reason="the demo needs scikit-learn")
     pytest.importorskip("matplotlib", reason="the demo needs matplotlib")
     if not fb.backends()[0]["available"]:
-        pytest.skip("forty epochs are for the c backend")
+        pytest.skip("sixty epochs are for the c backend")
     assert _accuracy(_run("demo", "--out", tmp_path / "curve.png")) >= 0.97
 
 

@@ -1260,11 +1260,12 @@ def test_history_plot_opens_no_window_and_imports_no_pyplot(tmp_path, monkeypatc
 
 
 @backends
-def test_weights_that_fall_by_many_powers_of_two(backend):
+@pytest.mark.parametrize("step", [1.0, 5.3])  # down to 2^-199, and into float64's subnormals
+def test_weights_that_fall_by_many_powers_of_two(backend, step):
     """Only ratios matter within a step: rows weighted by age train however old they are."""
     x, y = make_data(n=200)
     trainer = make_trainer(backend=backend)
-    history = trainer.fit(x, y, sample_weight=0.5 ** np.arange(200.0), shuffle=False, epochs=2)
+    history = trainer.fit(x, y, sample_weight=0.5 ** (step * np.arange(200)), shuffle=False, epochs=2)
     assert np.isfinite(history["loss"]).all()
     assert np.isfinite(trainer.model.parameters).all()
 

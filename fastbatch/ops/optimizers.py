@@ -24,7 +24,7 @@ Array = np.ndarray
 class Optimizer:
     """Base of every optimizer.
 
-    A subclass states `rule` (the row of ``csrc/ops/optimizers.def`` and of ``scalars.py`` that runs it),
+    A subclass states `rule` (the row of ``csrc/ops/optimizers.def`` that runs it),
     `constants()` (the numbers that row asks for, by name) and `update`.
     """
 

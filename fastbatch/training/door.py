@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def feed_of(data: Data, order: Array | None, used: int, batch: int) -> Feed:
 
 
 def hooks_of(callbacks: Sequence[Callback], verbose: int | str) -> list[Callback]:
-    hooks: list[Callback] = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]  # type: ignore[list-item]
+    hooks: list[Any] = list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
     for hook in hooks:
         if not isinstance(hook, Callback):
             raise ArgumentError(f"callbacks: expected a list of fastbatch.Callback objects, got {hook!r}")

@@ -16,7 +16,7 @@ from ..data.splits import validation_split as split_rows
 from ..errors import ArgumentError, DivergenceError, ShapeError, named_keywords
 from ..model import Sequential
 from ..plan import make_plan
-from ..program import PREDICT_ROWS, make_program
+from ..program import PREDICT_ROWS, make_program, predict_rows
 from ..protocol import Feed, State, Sums
 from .callbacks import Callback
 from .door import Data, Exclusive, feed_of, hooks_of
@@ -467,7 +467,7 @@ class Trainer:
 
     def _evaluate(self, data: Data) -> dict[str, float]:
         kernels, total = get_backend(self.backend), Sums()
-        outputs = self._predict(data.x)
+        outputs = predict_rows(self._program, data.x, self.model.output_size)
         for start in range(0, len(data.x), PREDICT_ROWS):
             rows = slice(start, start + PREDICT_ROWS)
             block = outputs[rows]
@@ -479,14 +479,7 @@ class Trainer:
             names.append("accuracy")
         return {"loss": total.mean(), **self._metrics(outputs, data.y, data.weight, names)}
 
-    def _predict(self, x: Array) -> Array:
-        out = np.empty((len(x), self.model.output_size), self.model.dtype)
-        for start in range(0, len(x), PREDICT_ROWS):
-            rows = slice(start, start + PREDICT_ROWS)
-            self._program.predict(x[rows], out[rows])
-        return out
-
     @named_keywords
     def predict(self, X) -> Array:
         """Outputs of the last layer (n, O) on the trainer's backend; safe from many threads at once."""
-        return self._predict(self._inputs(X, "X", empty=True))
+        return predict_rows(self._program, self._inputs(X, "X", empty=True), self.model.output_size)
