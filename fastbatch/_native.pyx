@@ -28,14 +28,14 @@ cdef extern from "fastbatch.h" nogil:
     ctypedef struct fb_kernels:
         const char *target
         int lanes, tile_rows, tile_vectors
-        void (*dense_forward)(int64_t, int64_t, int64_t, const void *, int64_t, const void *, const void *, int, void *,
-                              void *, int64_t) noexcept nogil
+        void (*dense_forward)(int64_t, int64_t, int64_t, const void *, int64_t, const void *, int64_t, const void *, int,
+                              void *, void *, int64_t) noexcept nogil
         void (*slope)(int, int64_t, int64_t, const void *, void *, int64_t) noexcept nogil
-        void (*dense_backward_rows)(int64_t, int64_t, int64_t, const void *, int64_t, const void *, int64_t, void *,
+        void (*dense_backward_rows)(int64_t, int64_t, int64_t, const void *, int64_t, const void *, void *,
                                     int64_t) noexcept nogil
         void (*dense_backward_weights)(int64_t, int64_t, int64_t, const void *, int64_t, const void *, int64_t,
-                                       int64_t, int64_t, void *, void *) noexcept nogil
-        void (*transpose)(int64_t, const void *, int64_t, int64_t, void *, int64_t) noexcept nogil
+                                       int64_t, int64_t, void *, void *, void *) noexcept nogil
+        void (*transpose)(int64_t, int64_t, const void *, int64_t, int64_t, void *) noexcept nogil
         void (*loss)(const fb_loss *, int64_t, int64_t, const void *, int64_t, const void *, int64_t, const double *,
                      void *, int64_t, double *) noexcept nogil
         void (*update)(int, const double *, double, fb_slice) noexcept nogil
@@ -61,7 +61,7 @@ cdef extern from "fastbatch.h" nogil:
         uint64_t seed
         fb_loss loss
         fb_optimizer optimizer
-        int64_t y, row_loss, row_weight, row_share, gradient
+        int64_t y, row_loss, row_weight, row_share, gradient, scratch, scratch_bytes
     ctypedef struct fb_feed:
         const char *x
         int64_t x_stride
@@ -86,7 +86,7 @@ cdef extern from "fastbatch.h" nogil:
     int fb_update(const fb_network *, const char *, double, double, int)
     void fb_predict(const fb_network *, char *, int64_t, int64_t, const fb_feed *, int)
     void fb_permutation(int64_t, uint64_t, unsigned int, int64_t, int64_t, int64_t *)
-    int FB_OK, FB_LOSS_NOT_FINITE, FB_GRADIENT_NOT_FINITE
+    int FB_OK, FB_LOSS_NOT_FINITE, FB_GRADIENT_NOT_FINITE, FB_BLOCK_ROWS, FB_BLOCK_COLUMNS, FB_BLOCK_DEPTH
 
 cdef extern from "simd/fpmode.h" nogil:
     ctypedef unsigned long fp_mode
@@ -95,6 +95,8 @@ cdef extern from "simd/fpmode.h" nogil:
 
 OK = FB_OK
 LOSS_NOT_FINITE = FB_LOSS_NOT_FINITE
+# rows, columns and depth of a block of weight gradients: what a thread's scratch holds
+UPDATE_BLOCK = (FB_BLOCK_ROWS, FB_BLOCK_COLUMNS, FB_BLOCK_DEPTH)
 GRADIENT_NOT_FINITE = FB_GRADIENT_NOT_FINITE
 
 
@@ -169,7 +171,7 @@ cdef class Kernels:
         cdef address xp = _data(x), wp = _data(w), bp = _data(b), zp = _data(z), ap = _data(a)
         with nogil:
             mode = fp_enter()
-            self.k.dense_forward(rows, inputs, outputs, xp, inputs, wp, bp, activation, zp, ap, outputs)
+            self.k.dense_forward(rows, inputs, outputs, xp, inputs, wp, outputs, bp, activation, zp, ap, outputs)
             fp_leave(mode)
 
     def slope(self, int activation, saved, dz):
@@ -182,19 +184,18 @@ cdef class Kernels:
             fp_leave(mode)
 
     def dense_backward(self, dz, x, w, wt, dw, db, dx):
-        """dw and db are added to; wt (O, ld) is scratch for the transposed weights where dx is wanted."""
+        """dw and db are added to; wt (O, padded I) is scratch for the transposed weights where dx is wanted."""
         cdef fp_mode mode
-        cdef int64_t rows = x.shape[0], inputs = x.shape[1], outputs = w.shape[1], ld
+        cdef int64_t rows = x.shape[0], inputs = x.shape[1], outputs = w.shape[1]
         cdef address zp = _data(dz), xp = _data(x), wp = _data(w), dwp = _data(dw), dbp = _data(db)
         cdef address tp = _data(wt), dxp = _data(dx)
-        ld = 0 if wt is None else wt.shape[1]
         with nogil:
             mode = fp_enter()
             self.k.dense_backward_weights(rows, inputs, outputs, xp, inputs, zp, outputs, 0,
-                                          inputs + (dbp != NULL), dwp, dbp)
+                                          inputs + (dbp != NULL), dwp, dbp, NULL)
             if dxp != NULL:
-                self.k.transpose(outputs, wp, 0, inputs, tp, ld)
-                self.k.dense_backward_rows(rows, inputs, outputs, zp, outputs, tp, ld, dxp, inputs)
+                self.k.transpose(inputs, outputs, wp, 0, inputs, tp)
+                self.k.dense_backward_rows(rows, inputs, outputs, zp, outputs, tp, dxp, inputs)
             fp_leave(mode)
 
     def loss(self, int kind, double parameter, per_output, a, y, weight, da, row_loss):
@@ -247,7 +248,7 @@ cdef class Network:
         self.net.seed = seed
         self.net.loss = _loss(loss, loss_parameter, per_output)
         self.net.optimizer = _optimizer(rule, hyper)
-        self.net.y, self.net.row_loss, self.net.row_weight, self.net.row_share, self.net.gradient = offsets
+        self.net.y, self.net.row_loss, self.net.row_weight, self.net.row_share, self.net.gradient, self.net.scratch, self.net.scratch_bytes = offsets
 
     cdef fb_feed feed(self, x, y, weight, order, int64_t batch, outputs) except *:
         cdef fb_feed feed

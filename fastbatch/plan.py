@@ -113,7 +113,7 @@ def make_plan(model: Sequential, loss: ops.Loss, optimizer: ops.Optimizer) -> Pl
 # leading dimensions in elements; -1 is absent.
 STAGE_FIELDS = (
     "inputs", "outputs", "w", "b", "activation", "threshold", "layer",
-    "x", "x_ld", "out", "out_ld", "z", "a", "saved", "dz", "wt", "wt_ld",
+    "x", "x_ld", "out", "out_ld", "z", "a", "saved", "dz", "panels", "wt",
 )  # fmt: skip
 STAGE_DTYPE = np.dtype([(name, np.int64) for name in STAGE_FIELDS])
 
@@ -129,6 +129,8 @@ class Arena:
     y, row_loss, row_weight, row_share, gradient : int
         Byte offsets of the gathered targets (rows, ld), of each row's loss, weight and share of the total weight
         (float64), and of the unfused gradient (N,).
+    scratch, scratch_bytes : int
+        Where the threads' scratch begins, and the bytes of each thread's.
     purposes : dict of str to int
         Bytes by purpose.
     """
@@ -141,6 +143,8 @@ class Arena:
     row_weight: int
     row_share: int
     gradient: int
+    scratch: int
+    scratch_bytes: int
     purposes: dict[str, int]
 
 
@@ -159,10 +163,26 @@ class _Carver:
         return offset
 
 
-def leading_dimension(width: int, dtype: str) -> int:
-    """Row stride in elements: whole cache lines, so that every vector of a row may be loaded and stored in full."""
+def whole_lines(width: int, dtype: str) -> int:
+    """`width` elements, padded to whole cache lines."""
     per_line = ALIGNMENT // np.dtype(dtype).itemsize
     return -(-width // per_line) * per_line
+
+
+def leading_dimension(width: int, dtype: str) -> int:
+    """Row stride in elements: whole cache lines, so that every vector of a row may be loaded and stored in full.
+
+    From a page's quarter on an odd number of lines, so that a column of rows does not fall into a few sets of a cache.
+    """
+    padded = whole_lines(width, dtype)
+    per_line = ALIGNMENT // np.dtype(dtype).itemsize
+    return padded + per_line if padded >= 16 * per_line and padded // per_line % 2 == 0 else padded
+
+
+# Weights larger than this do not stay in L1 beside the rows that meet them: the forward pass reads a copy as panels.
+PANEL_BYTES = 32768
+# Outputs up to which the rows of w are themselves one panel.
+PANEL_WIDTH = 48
 
 
 def _stage_table(plan: Plan, activation_index: dict[str, int]) -> np.ndarray:
@@ -176,12 +196,16 @@ def _stage_table(plan: Plan, activation_index: dict[str, int]) -> np.ndarray:
         row["threshold"], row["layer"] = stage.threshold, stage.layer
         row["x_ld"] = leading_dimension(stage.inputs, plan.dtype)
         row["out_ld"] = leading_dimension(stage.outputs, plan.dtype)
-        row["wt_ld"] = row["x_ld"]
     return table
 
 
-def training_arena(plan: Plan, rows: int, activation_index: dict[str, int]) -> Arena:
-    """Memory of forward, backward and update for batches of at most `rows` rows."""
+def training_arena(
+    plan: Plan, rows: int, activation_index: dict[str, int], update_block: tuple[int, int, int], threads: int
+) -> Arena:
+    """Memory of forward, backward and update for batches of at most `rows` rows.
+
+    `update_block` is rows, columns and depth of a block of weight gradients; each of `threads` threads has one as scratch.
+    """
     size, carve = np.dtype(plan.dtype).itemsize, _Carver()
     table = _stage_table(plan, activation_index)
     table[0]["x"] = carve.take("activations", rows * int(table[0]["x_ld"]) * size)
@@ -201,12 +225,21 @@ def training_arena(plan: Plan, rows: int, activation_index: dict[str, int]) -> A
         elif saves == "a":
             row["saved"] = row["out"]
         if stage.has_dense and stage.needs_dx:
-            row["wt"] = carve.take("transposed weights", stage.outputs * int(row["wt_ld"]) * size)
+            row["wt"] = carve.take("copies of weights", stage.outputs * whole_lines(stage.inputs, plan.dtype) * size)
+        if stage.has_dense and stage.outputs > PANEL_WIDTH and stage.inputs * stage.outputs * size > PANEL_BYTES:
+            panels = stage.inputs * whole_lines(stage.outputs, plan.dtype) * size
+            row["panels"] = carve.take("copies of weights", panels)
     out_ld = int(table[-1]["out_ld"])
     y = carve.take("targets", rows * out_ld * size)
     row_loss, row_weight, row_share = (carve.take("rows", rows * 8) for _ in range(3))
     gradient = carve.take("gradient", plan.num_parameters * size)
-    return Arena(rows, carve.nbytes, table, y, row_loss, row_weight, row_share, gradient, carve.purposes)
+    widest = max((whole_lines(stage.outputs, plan.dtype) for stage in plan.stages if stage.has_dense), default=0)
+    block_rows, block_columns, block_depth = update_block
+    scratch_bytes = block_rows * (min(block_columns, widest) + min(block_depth, rows)) * size
+    scratch = carve.take("scratch", threads * scratch_bytes)
+    return Arena(
+        rows, carve.nbytes, table, y, row_loss, row_weight, row_share, gradient, scratch, scratch_bytes, carve.purposes
+    )
 
 
 def inference_arena(plan: Plan, rows: int, activation_index: dict[str, int]) -> Arena:
@@ -219,4 +252,4 @@ def inference_arena(plan: Plan, rows: int, activation_index: dict[str, int]) -> 
         row["x"] = -1 if k == 0 else table[k - 1]["out"]
         row["out"] = row["z"] = row["a"] = buffers[k % 2]
         row["threshold"] = 256
-    return Arena(rows, carve.nbytes, table, -1, -1, -1, -1, -1, carve.purposes)
+    return Arena(rows, carve.nbytes, table, -1, -1, -1, -1, -1, -1, 0, carve.purposes)

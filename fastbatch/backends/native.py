@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import _native, ops, threads
 from ..errors import ArgumentError, BackendError, DivergenceError, did_you_mean
-from ..plan import ALIGNMENT, Arena, Plan, inference_arena, leading_dimension, training_arena
+from ..plan import ALIGNMENT, Arena, Plan, inference_arena, training_arena, whole_lines
 from ..protocol import Feed, State, Sums
 
 __all__ = ["FusedProgram", "Native"]
@@ -94,7 +94,7 @@ class Native:
         if activation.saves != "none":
             dz = da.copy()
             self._kernels.slope(_ACTIVATIONS[activation.name], saved, dz)
-        wt = None if dx is None else np.zeros((w.shape[1], leading_dimension(w.shape[0], "float32")), w.dtype)
+        wt = None if dx is None else np.empty(w.shape[1] * whole_lines(w.shape[0], "float32"), w.dtype)
         self._kernels.dense_backward(dz, x, w, wt, dw, db, dx)
 
     def loss(self, a: Array, y: Array, loss: ops.Loss, weight: Array | None, da: Array) -> Sums:
@@ -137,7 +137,7 @@ class FusedProgram:
         self.plan, self.state, self.target, self.num_threads = plan, state, target, num_threads
         self.threads_used = 1
         self._flops_per_row = plan.flops_per_row
-        self._rows = -1
+        self._rows = self._threads_reserved = -1
         self._pending: tuple[Array, int] | None = None
         self._inference = inference_arena(plan, _PREDICT_BLOCK, _ACTIVATIONS)
         self._inference_network = self._network(self._inference, None)
@@ -148,7 +148,7 @@ class FusedProgram:
             self.target,
             arena.stages,
             memory,
-            (arena.y, arena.row_loss, arena.row_weight, arena.row_share, arena.gradient),
+            (arena.y, arena.row_loss, arena.row_weight, arena.row_share, arena.gradient, arena.scratch, arena.scratch_bytes),
             state.parameters,
             state.slots,
             state.steps,
@@ -160,11 +160,12 @@ class FusedProgram:
             _hyper(plan.optimizer),
         )
 
-    def _reserve(self, rows: int) -> None:
-        if rows > self._rows:
-            arena = training_arena(self.plan, rows, _ACTIVATIONS)
+    def _reserve(self, rows: int, threads_: int) -> None:
+        if rows > self._rows or threads_ > self._threads_reserved:
+            rows, threads_ = max(rows, self._rows), max(threads_, self._threads_reserved)
+            arena = training_arena(self.plan, rows, _ACTIVATIONS, _native.UPDATE_BLOCK, threads_)
             self._training_network = self._network(arena, _aligned(arena.nbytes))
-            self._rows = rows
+            self._rows, self._threads_reserved = rows, threads_
 
     def _threads(self, rows: int, share: float = 1.0) -> int:
         return threads.allowed(self.num_threads, share * rows * self._flops_per_row)
@@ -176,11 +177,12 @@ class FusedProgram:
     def run(self, feed: Feed, first: int, last: int, lr: float, budget: float, sums: Sums) -> int:
         self._pending = None
         batch = min(feed.batch, feed.rows)
-        self._reserve(batch)
+        threads_ = self._threads(batch)
+        self._reserve(batch, threads_)
         totals = np.array([sums.loss, sums.weight])
         step, status, value, self.threads_used = self._training_network.run(
             feed.x, feed.y, feed.weight, feed.order, batch, feed.outputs, first, last, lr, int(budget * 1e9),
-            self._threads(batch), totals,
+            threads_, totals,
         )  # fmt: skip
         sums.loss, sums.weight = totals.tolist()
         if status != _native.OK:
@@ -190,10 +192,11 @@ class FusedProgram:
     def accumulate(self, feed: Feed, first_row: int, gradient: Array, sums: Sums | None = None) -> Sums:
         before = sums or Sums()
         self._pending = None
-        self._reserve(feed.rows)
+        threads_ = self._threads(feed.rows)
+        self._reserve(feed.rows, threads_)
         return Sums(
             *self._training_network.accumulate(
-                feed.x, feed.y, feed.weight, first_row, gradient, self._threads(feed.rows), before.loss, before.weight
+                feed.x, feed.y, feed.weight, first_row, gradient, threads_, before.loss, before.weight
             )
         )
 
@@ -202,7 +205,7 @@ class FusedProgram:
         if not training:
             self.predict(x, out)
             return out
-        self._reserve(len(x))
+        self._reserve(len(x), self._threads(len(x)))  # backward's threads, too
         x = x.copy()  # backward reads it again, and the caller may have refilled his buffer by then
         self._training_network.forward(x, first_row, out, self._threads(len(x), 1 / 3))
         self._pending = x, first_row
@@ -212,10 +215,10 @@ class FusedProgram:
         if self._pending is None:
             raise ArgumentError("backward: expected a forward(x, training=True) before it, got none")
         (x, first_row), self._pending = self._pending, None
-        self._training_network.backward(x, first_row, dz, gradient, self._threads(len(x), 2 / 3))
+        self._training_network.backward(x, first_row, dz, gradient, min(self._threads(len(x), 2 / 3), self._threads_reserved))
 
     def update(self, gradient: Array, scale: float, lr: float) -> None:
-        self._reserve(1)
+        self._reserve(1, 1)
         # about 10 flops a parameter, bound by memory: shared out like a product of the same time
         threads_ = threads.allowed(self.num_threads, 10 * self.plan.num_parameters)
         status = self._training_network.update(gradient, scale, lr, threads_)
