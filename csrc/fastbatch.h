@@ -20,8 +20,6 @@ typedef struct fb_stage {
     int64_t z, a;              /* where product and activation go; any of z, a, out may be the same memory */
     int64_t saved;             /* what the slope reads: z, a or nothing */
     int64_t dz;
-    int64_t panels;            /* copy of w as panels for the forward pass, where w does not stay in L1 */
-    int64_t wt;                /* transposed copy of w, (O, I), as panels, where an earlier stage needs dx */
 } fb_stage;
 
 typedef struct fb_loss {
@@ -66,29 +64,25 @@ typedef struct fb_kernels {
     /* dst (rows, width) <- one-hot rows of labels; share[r] *= per_output[label] where given */
     void (*one_hot)(int64_t rows, int64_t width, const int64_t *labels, const int64_t *index, const void *per_output,
                     void *dst, int64_t dst_ld, double *share);
-    /* z (B, O) = x w + b; a = activation(z), which may be the same memory. w_ld is O, or 0 for w as panels. 2BIO flops.
+    /* z (B, O) = x w + b; a = activation(z), which may be the same memory. 2BIO flops.
      * |error of z| <= gamma(I + 1) (|x| |w| + |b|), gamma(n) = n u / (1 - n u), for any target. */
     void (*dense_forward)(int64_t rows, int64_t inputs, int64_t outputs, const void *x, int64_t x_ld, const void *w,
-                          int64_t w_ld, const void *b, int activation, void *z, void *a, int64_t out_ld);
+                          const void *b, int activation, void *z, void *a, int64_t out_ld);
     /* a = activation(z), and dz *= slope(saved) */
     void (*activate)(int activation, int64_t rows, int64_t width, const void *z, int64_t z_ld, void *a, int64_t a_ld);
     void (*slope)(int activation, int64_t rows, int64_t width, const void *saved, void *dz, int64_t ld);
-    /* dx (B, I) = dz wt, wt (O, I) as panels. 2BIO flops. */
+    /* dx (B, I) = dz w^T. 2BIO flops. */
     void (*dense_backward_rows)(int64_t rows, int64_t inputs, int64_t outputs, const void *dz, int64_t dz_ld,
-                                const void *wt, void *dx, int64_t dx_ld);
+                                const void *w, void *dx, int64_t dx_ld);
     /* Rows [begin, end) of dw += x^T dz, row I being db += the column sums of dz. 2B(end - begin)O flops.
      * Like w above, dz is read in whole vectors inside (B, dz_ld) and never beyond. */
     void (*dense_backward_weights)(int64_t batch, int64_t inputs, int64_t outputs, const void *x, int64_t x_ld,
                                    const void *dz, int64_t dz_ld, int64_t begin, int64_t end, void *dw, void *db,
                                    void *scratch);
-    /* The same sums, met by the optimizer while in cache, instead of written; `slice` is that of row 0 of w. The copies
-     * of w, where given, follow. */
+    /* The same sums, met by the optimizer while in cache, instead of written; `slice` is that of row 0 of w. */
     void (*dense_update)(int64_t batch, int64_t inputs, int64_t outputs, const void *x, int64_t x_ld, const void *dz,
                          int64_t dz_ld, int64_t begin, int64_t end, int rule, const double *constants, double scale,
-                         fb_slice slice, void *panels, void *wt, void *scratch);
-    /* Rows [begin, end) of w (I, O) into its copy as panels; and into wt (O, I), as columns [begin, end). */
-    void (*copy_panels)(int64_t inputs, int64_t outputs, const void *w, int64_t begin, int64_t end, void *panels);
-    void (*transpose)(int64_t inputs, int64_t outputs, const void *w, int64_t begin, int64_t end, void *wt);
+                         fb_slice slice, void *scratch);
     /* dst = src where kept, scaled by 256 / threshold, else 0; rows are first_row .. of the logical batch */
     void (*dropout)(int64_t rows, int64_t width, const void *src, void *dst, int64_t ld, uint64_t seed, uint32_t update,
                     uint32_t layer, int64_t first_row, int64_t threshold);

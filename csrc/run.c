@@ -24,7 +24,6 @@ typedef struct frame {
     char *arena;
     int64_t first_dense;
     int training;
-    int panels;       /* the forward pass reads w as panels */
     lane *lanes;      /* one per thread; written before a barrier, read after it */
     /* fb_run */
     int64_t first, last, deadline;
@@ -40,10 +39,6 @@ typedef struct frame {
 } frame;
 
 typedef struct range { int64_t begin, end; } range;
-
-/* Rows of a call from which on it pays to copy w to panels first: the copy reads and writes w once, and saves about a
- * tenth of a forward pass over that many rows. */
-enum { PANELS_PAY = 256 };
 
 static int64_t now_ns(void)
 {
@@ -100,9 +95,8 @@ static void forward(const frame *f, char *arena, int64_t base, range rows, uint3
         int64_t ld;
         const char *x = stage_input(f, arena, i, base, rows.begin, &ld);
         if (s->w >= 0)
-            k->dense_forward(n, s->inputs, s->outputs, x, ld,
-                             f->panels && s->panels >= 0 ? f->arena + s->panels : net->parameters + s->w,
-                             f->panels && s->panels >= 0 ? 0 : s->outputs, s->b >= 0 ? net->parameters + s->b : NULL, (int)s->activation, arena + s->z + skip, a,
+            k->dense_forward(n, s->inputs, s->outputs, x, ld, net->parameters + s->w,
+                             s->b >= 0 ? net->parameters + s->b : NULL, (int)s->activation, arena + s->z + skip, a,
                              s->out_ld);
         else
             k->activate((int)s->activation, n, s->outputs, x, ld, a, s->out_ld);
@@ -149,7 +143,10 @@ static void losses(const frame *f, int64_t base, range rows, double unit)
     char *y = f->arena + net->y + skip;
     double *weight = (double *)(f->arena + net->row_weight) + rows.begin;
     double *part = (double *)(f->arena + net->row_share) + rows.begin;
-    for (int64_t r = 0; r < n; r++) part[r] = weight[r] = unit * row_weight(feed, base + rows.begin + r);
+    if (feed->weight)
+        for (int64_t r = 0; r < n; r++) part[r] = weight[r] = unit * row_weight(feed, base + rows.begin + r);
+    else
+        for (int64_t r = 0; r < n; r++) part[r] = weight[r] = 1;
     if (feed->labels)
         k->one_hot(n, s->outputs, feed->labels + start, index, net->loss.per_output, y, s->out_ld, part);
     else
@@ -172,12 +169,13 @@ static void backward(const frame *f, range rows, uint32_t update)
         if (s->threshold < 256)
             k->dropout(n, s->outputs, dz, dz, s->out_ld, net->seed, update, (uint32_t)s->layer,
                        f->first_row + rows.begin, s->threshold);
-        if (s->saved >= 0) k->slope((int)s->activation, n, s->outputs, f->arena + s->saved + skip, dz, s->out_ld);
+        /* padding counts as data here, rows become one stretch: it holds numbers that nobody reads */
+        if (s->saved >= 0) k->slope((int)s->activation, n, s->out_ld, f->arena + s->saved + skip, dz, s->out_ld);
         if (i == f->first_dense) return;
         const fb_stage *below = s - 1;
         char *dx = f->arena + below->dz + rows.begin * below->out_ld * k->size;
         if (s->w >= 0)
-            k->dense_backward_rows(n, s->inputs, s->outputs, dz, s->out_ld, f->arena + s->wt, dx, below->out_ld);
+            k->dense_backward_rows(n, s->inputs, s->outputs, dz, s->out_ld, net->parameters + s->w, dx, below->out_ld);
         else
             k->gather(n, s->outputs, dz, s->out_ld * k->size, NULL, dx, below->out_ld);
     }
@@ -194,8 +192,9 @@ static double gradient_bound(const frame *f, int64_t base, range rows)
         if (s->w < 0) continue;
         int64_t ld;
         const char *x = stage_input(f, f->arena, i, base, rows.begin, &ld);
-        double px = k->peak_value(k->peak(n, s->inputs, x, ld));
-        double pd = k->peak_value(k->peak(n, s->outputs, f->arena + s->dz + rows.begin * s->out_ld * k->size, s->out_ld));
+        const int in_arena = i > 0 || f->feed->order; /* padding is zero or what an activation makes of zero */
+        double px = k->peak_value(k->peak(n, in_arena ? ld : s->inputs, x, ld));
+        double pd = k->peak_value(k->peak(n, s->out_ld, f->arena + s->dz + rows.begin * s->out_ld * k->size, s->out_ld));
         double bound = (double)n * (px < 1 ? 1 : px) * pd;
         if (!(bound <= most)) most = bound; /* a NaN stays */
     }
@@ -247,8 +246,7 @@ static void update_fused(const frame *f, int64_t base, int64_t rows, const doubl
         const char *x = stage_input(f, f->arena, i, base, 0, &ld);
         f->k->dense_update(rows, s->inputs, s->outputs, x, ld, f->arena + s->dz, s->out_ld, mine.begin, mine.end,
                            net->optimizer.rule, constants, scale, slice_at(net, s->w),
-                           f->panels && s->panels >= 0 ? f->arena + s->panels : NULL,
-                           s->wt >= 0 ? f->arena + s->wt : NULL, scratch_of(f, t));
+                           scratch_of(f, t));
     }
 }
 
@@ -262,18 +260,6 @@ static void accumulate(const frame *f, int64_t base, int64_t rows, char *gradien
         const char *x = stage_input(f, f->arena, i, base, 0, &ld);
         f->k->dense_backward_weights(rows, s->inputs, s->outputs, x, ld, f->arena + s->dz, s->out_ld, mine.begin,
                                      mine.end, gradient + s->w, s->b >= 0 ? gradient + s->b : NULL, scratch_of(f, t));
-    }
-}
-
-static void copy_weights(const frame *f, int t, int threads)
-{
-    for (int64_t i = f->first_dense; i < f->net->stage_count; i++) {
-        const fb_stage *s = &f->net->stages[i];
-        const char *w = f->net->parameters + s->w;
-        const range mine = share(s->inputs, f->k->tile_rows, t, threads);
-        if (f->panels && s->panels >= 0)
-            f->k->copy_panels(s->inputs, s->outputs, w, mine.begin, mine.end, f->arena + s->panels);
-        if (s->wt >= 0) f->k->transpose(s->inputs, s->outputs, w, mine.begin, mine.end, f->arena + s->wt);
     }
 }
 
@@ -321,8 +307,6 @@ static int update_checked(frame *f, int64_t base, int64_t rows, const double *co
     fb_wait_for_all(threads);
     if (any_bad(f, threads)) return 0;
     update_share(f, gradient, scale, constants, mine);
-    fb_wait_for_all(threads);
-    copy_weights(f, t, threads);
     return 1;
 }
 
@@ -336,8 +320,6 @@ static void run(void *context, int t, int threads)
     const int64_t made = *net->steps;
     /* a look at the clock costs about 25 ns: rare where a step is of that order */
     const int64_t look_every = f->feed->batch * net->parameter_count < 20000 ? 64 : 1;
-    copy_weights(f, t, threads);
-    fb_wait_for_all(threads);
     for (int64_t s = f->first; s < f->last; s++) {
         const int64_t base = s * f->feed->batch, left = f->feed->rows - base;
         const int64_t rows = left < f->feed->batch ? left : f->feed->batch;
@@ -389,7 +371,6 @@ fb_outcome fb_run(const fb_network *net, char *arena, const fb_feed *feed, int64
     f.lr = lr;
     f.deadline = now_ns() + budget_ns;
     f.sums = *sums;
-    f.panels = (last - first) * feed->batch >= PANELS_PAY;
     f.outcome.threads = fb_parallel(run, &f, threads);
     *sums = f.sums;
     return f.outcome;
@@ -402,8 +383,6 @@ static void accumulate_all(void *context, int t, int threads)
     const int64_t rows = f->feed->rows;
     const uint32_t update = (uint32_t)*f->net->steps;
     const range mine = share(rows, f->k->tile_rows, t, threads);
-    copy_weights(f, t, threads);
-    fb_wait_for_all(threads);
     forward(f, f->arena, 0, mine, update);
     losses(f, 0, mine, 1);
     backward(f, mine, update);
@@ -445,7 +424,6 @@ static void backward_all(void *context, int t, int threads)
     const fp_mode mode = fp_enter();
     const fb_stage *s = &f->net->stages[f->net->stage_count - 1];
     const range mine = share(f->feed->rows, f->k->tile_rows, t, threads);
-    copy_weights(f, t, threads);
     f->k->gather(mine.end - mine.begin, s->outputs, f->dz + mine.begin * f->dz_stride, f->dz_stride, NULL,
                  f->arena + s->dz + mine.begin * s->out_ld * f->k->size, s->out_ld);
     fb_wait_for_all(threads);

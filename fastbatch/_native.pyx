@@ -28,14 +28,13 @@ cdef extern from "fastbatch.h" nogil:
     ctypedef struct fb_kernels:
         const char *target
         int lanes, tile_rows, tile_vectors
-        void (*dense_forward)(int64_t, int64_t, int64_t, const void *, int64_t, const void *, int64_t, const void *, int,
-                              void *, void *, int64_t) noexcept nogil
+        void (*dense_forward)(int64_t, int64_t, int64_t, const void *, int64_t, const void *, const void *, int, void *,
+                              void *, int64_t) noexcept nogil
         void (*slope)(int, int64_t, int64_t, const void *, void *, int64_t) noexcept nogil
         void (*dense_backward_rows)(int64_t, int64_t, int64_t, const void *, int64_t, const void *, void *,
                                     int64_t) noexcept nogil
         void (*dense_backward_weights)(int64_t, int64_t, int64_t, const void *, int64_t, const void *, int64_t,
                                        int64_t, int64_t, void *, void *, void *) noexcept nogil
-        void (*transpose)(int64_t, int64_t, const void *, int64_t, int64_t, void *) noexcept nogil
         void (*loss)(const fb_loss *, int64_t, int64_t, const void *, int64_t, const void *, int64_t, const double *,
                      void *, int64_t, double *) noexcept nogil
         void (*update)(int, const double *, double, fb_slice) noexcept nogil
@@ -171,7 +170,7 @@ cdef class Kernels:
         cdef address xp = _data(x), wp = _data(w), bp = _data(b), zp = _data(z), ap = _data(a)
         with nogil:
             mode = fp_enter()
-            self.k.dense_forward(rows, inputs, outputs, xp, inputs, wp, outputs, bp, activation, zp, ap, outputs)
+            self.k.dense_forward(rows, inputs, outputs, xp, inputs, wp, bp, activation, zp, ap, outputs)
             fp_leave(mode)
 
     def slope(self, int activation, saved, dz):
@@ -183,19 +182,18 @@ cdef class Kernels:
             self.k.slope(activation, rows, width, sp, dp, width)
             fp_leave(mode)
 
-    def dense_backward(self, dz, x, w, wt, dw, db, dx):
-        """dw and db are added to; wt (O, padded I) is scratch for the transposed weights where dx is wanted."""
+    def dense_backward(self, dz, x, w, dw, db, dx):
+        """dw and db are added to."""
         cdef fp_mode mode
         cdef int64_t rows = x.shape[0], inputs = x.shape[1], outputs = w.shape[1]
         cdef address zp = _data(dz), xp = _data(x), wp = _data(w), dwp = _data(dw), dbp = _data(db)
-        cdef address tp = _data(wt), dxp = _data(dx)
+        cdef address dxp = _data(dx)
         with nogil:
             mode = fp_enter()
             self.k.dense_backward_weights(rows, inputs, outputs, xp, inputs, zp, outputs, 0,
                                           inputs + (dbp != NULL), dwp, dbp, NULL)
             if dxp != NULL:
-                self.k.transpose(inputs, outputs, wp, 0, inputs, tp)
-                self.k.dense_backward_rows(rows, inputs, outputs, zp, outputs, tp, dxp, inputs)
+                self.k.dense_backward_rows(rows, inputs, outputs, zp, outputs, wp, dxp, inputs)
             fp_leave(mode)
 
     def loss(self, int kind, double parameter, per_output, a, y, weight, da, row_loss):

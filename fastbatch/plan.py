@@ -113,7 +113,7 @@ def make_plan(model: Sequential, loss: ops.Loss, optimizer: ops.Optimizer) -> Pl
 # leading dimensions in elements; -1 is absent.
 STAGE_FIELDS = (
     "inputs", "outputs", "w", "b", "activation", "threshold", "layer",
-    "x", "x_ld", "out", "out_ld", "z", "a", "saved", "dz", "panels", "wt",
+    "x", "x_ld", "out", "out_ld", "z", "a", "saved", "dz",
 )  # fmt: skip
 STAGE_DTYPE = np.dtype([(name, np.int64) for name in STAGE_FIELDS])
 
@@ -170,19 +170,16 @@ def whole_lines(width: int, dtype: str) -> int:
 
 
 def leading_dimension(width: int, dtype: str) -> int:
-    """Row stride in elements: whole cache lines, so that every vector of a row may be loaded and stored in full.
+    """Row stride in elements: whole cache lines, so that every vector of a row may be loaded and stored in full; 1 for 1.
 
     From a page's quarter on an odd number of lines, so that a column of rows does not fall into a few sets of a cache.
     """
+    if width == 1:
+        return 1
     padded = whole_lines(width, dtype)
     per_line = ALIGNMENT // np.dtype(dtype).itemsize
     return padded + per_line if padded >= 16 * per_line and padded // per_line % 2 == 0 else padded
 
-
-# Weights larger than this do not stay in L1 beside the rows that meet them: the forward pass reads a copy as panels.
-PANEL_BYTES = 32768
-# Outputs up to which the rows of w are themselves one panel.
-PANEL_WIDTH = 48
 
 
 def _stage_table(plan: Plan, activation_index: dict[str, int]) -> np.ndarray:
@@ -224,11 +221,6 @@ def training_arena(
             row["z"] = row["a"] = row["saved"] = carve.take("activations", block)
         elif saves == "a":
             row["saved"] = row["out"]
-        if stage.has_dense and stage.needs_dx:
-            row["wt"] = carve.take("copies of weights", stage.outputs * whole_lines(stage.inputs, plan.dtype) * size)
-        if stage.has_dense and stage.outputs > PANEL_WIDTH and stage.inputs * stage.outputs * size > PANEL_BYTES:
-            panels = stage.inputs * whole_lines(stage.outputs, plan.dtype) * size
-            row["panels"] = carve.take("copies of weights", panels)
     out_ld = int(table[-1]["out_ld"])
     y = carve.take("targets", rows * out_ld * size)
     row_loss, row_weight, row_share = (carve.take("rows", rows * 8) for _ in range(3))

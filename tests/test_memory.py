@@ -125,19 +125,20 @@ def test_arena_ranges_do_not_overlap(case, rows):
     from fastbatch import ops
 
     plan = case.plan(case.model())
-    arena = training_arena(plan, rows, {name: k for k, name in enumerate(ops.ACTIVATIONS)})
+    arena = training_arena(plan, rows, {name: k for k, name in enumerate(ops.ACTIVATIONS)}, (128, 512, 1024), 3)
     ranges = {
         ("y", -1): (arena.y, rows * int(arena.stages[-1]["out_ld"]) * 4),
         ("row_loss", -1): (arena.row_loss, 8 * rows),
         ("row_weight", -1): (arena.row_weight, 8 * rows),
         ("row_share", -1): (arena.row_share, 8 * rows),
         ("gradient", -1): (arena.gradient, 4 * plan.num_parameters),
+        ("scratch", -1): (arena.scratch, 3 * arena.scratch_bytes),
     }
     for k, row in enumerate(arena.stages):
         assert row["x_ld"] >= row["inputs"]
         assert row["out_ld"] >= row["outputs"]
-        for field in ("x", "out", "z", "a", "dz", "wt"):
-            ld = row["x_ld"] * row["outputs"] if field == "wt" else rows * row[f"{'x' if field == 'x' else 'out'}_ld"]
+        for field in ("x", "out", "z", "a", "dz"):
+            ld = rows * row[f"{'x' if field == 'x' else 'out'}_ld"]
             if row[field] >= 0:
                 ranges[field, k] = int(row[field]), int(ld) * 4
     spans = sorted(set(ranges.values()))

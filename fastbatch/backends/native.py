@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import _native, ops, threads
 from ..errors import ArgumentError, BackendError, DivergenceError, did_you_mean
-from ..plan import ALIGNMENT, Arena, Plan, inference_arena, training_arena, whole_lines
+from ..plan import ALIGNMENT, Arena, Plan, inference_arena, training_arena
 from ..protocol import Feed, State, Sums
 
 __all__ = ["FusedProgram", "Native"]
@@ -43,7 +43,7 @@ def _per_output(loss: ops.Loss, outputs: int, dtype: str) -> Array | None:
 
 
 def _aligned(nbytes: int) -> Array:
-    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+    raw = np.zeros(nbytes + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + nbytes]
 
@@ -94,8 +94,7 @@ class Native:
         if activation.saves != "none":
             dz = da.copy()
             self._kernels.slope(_ACTIVATIONS[activation.name], saved, dz)
-        wt = None if dx is None else np.empty(w.shape[1] * whole_lines(w.shape[0], "float32"), w.dtype)
-        self._kernels.dense_backward(dz, x, w, wt, dw, db, dx)
+        self._kernels.dense_backward(dz, x, w, dw, db, dx)
 
     def loss(self, a: Array, y: Array, loss: ops.Loss, weight: Array | None, da: Array) -> Sums:
         weight = np.ones(len(a)) if weight is None else weight.astype(np.float64)
