@@ -29,6 +29,7 @@ typedef struct fb_loss {
 } fb_loss;
 
 #define FB_MAX_THREADS 64
+enum { PHILOX_DROPOUT = 1, PHILOX_SHUFFLE = 2 }; /* purposes, bits 16 to 31 of a counter's third word */
 
 /* The gradient of the weights is made in blocks of rows (of w), columns and depth (rows of the batch). A thread's scratch
  * holds one block of sums and one of x: ROWS * (min(COLUMNS, padded O) + min(DEPTH, B)) elements at most. */
@@ -83,6 +84,9 @@ typedef struct fb_kernels {
     void (*dense_update)(int64_t batch, int64_t inputs, int64_t outputs, const void *x, int64_t x_ld, const void *dz,
                          int64_t dz_ld, int64_t begin, int64_t end, int rule, const double *constants, double scale,
                          fb_slice slice, void *scratch);
+    /* Random words: two of 64 bits for each of the `count` Philox counters from {first, purpose} on; room for a multiple
+     * of 8 counters. */
+    void (*philox)(uint64_t first, uint64_t purpose, uint64_t key, int64_t count, uint64_t *words);
     /* dst = src where kept, scaled by 256 / threshold, else 0; rows are first_row .. of the logical batch */
     void (*dropout)(int64_t rows, int64_t width, const void *src, void *dst, int64_t ld, uint64_t seed, uint32_t update,
                     uint32_t layer, int64_t first_row, int64_t threshold);
@@ -173,7 +177,7 @@ void fb_predict(const fb_network *net, char *arena, int64_t arena_bytes, int64_t
 
 /* Swaps [begin, end) of the n - 1 swaps of a Fisher-Yates shuffle of order (n,), begin even; in pieces, so that Ctrl-C
  * is heard (order.c; fastbatch/ops/random.py is the specification) */
-void fb_permutation(int64_t n, uint64_t seed, uint32_t epoch, int64_t begin, int64_t end, int64_t *order);
+void fb_permutation(const fb_kernels *kernels, int64_t n, uint64_t seed, uint32_t epoch, int64_t begin, int64_t end, int64_t *order);
 
 /* -- threads (pool.c) ----------------------------------------------------------------------------------------------- */
 typedef void (*fb_task)(void *context, int thread, int threads);

@@ -84,7 +84,7 @@ cdef extern from "fastbatch.h" nogil:
     void fb_backward(const fb_network *, char *, const fb_feed *, int64_t, const char *, int64_t, char *, int)
     int fb_update(const fb_network *, const char *, double, double, int)
     void fb_predict(const fb_network *, char *, int64_t, int64_t, const fb_feed *, int)
-    void fb_permutation(int64_t, uint64_t, unsigned int, int64_t, int64_t, int64_t *)
+    void fb_permutation(const fb_kernels *, int64_t, uint64_t, unsigned int, int64_t, int64_t, int64_t *)
     int FB_OK, FB_LOSS_NOT_FINITE, FB_GRADIENT_NOT_FINITE, FB_BLOCK_ROWS, FB_BLOCK_COLUMNS, FB_BLOCK_DEPTH
 
 cdef extern from "simd/fpmode.h" nogil:
@@ -119,13 +119,6 @@ def targets():
         found[row.name.decode()] = bool(row.usable)
         row += 1
     return found
-
-
-def permutation(cnp.ndarray order, uint64_t seed, uint64_t epoch, int64_t begin, int64_t end):
-    cdef int64_t n = len(order)
-    cdef int64_t *out = <int64_t *>cnp.PyArray_DATA(order)
-    with nogil:
-        fb_permutation(n, seed, <unsigned int>epoch, begin, end, out)
 
 
 cdef inline char *_data(object array) except? NULL:
@@ -195,6 +188,12 @@ cdef class Kernels:
             if dxp != NULL:
                 self.k.dense_backward_rows(rows, inputs, outputs, zp, outputs, wp, dxp, inputs)
             fp_leave(mode)
+
+    def permutation(self, cnp.ndarray order, uint64_t seed, uint64_t epoch, int64_t begin, int64_t end):
+        cdef int64_t n = len(order)
+        cdef int64_t *out = <int64_t *>cnp.PyArray_DATA(order)
+        with nogil:
+            fb_permutation(self.k, n, seed, <unsigned int>epoch, begin, end, out)
 
     def loss(self, int kind, double parameter, per_output, a, y, weight, da, row_loss):
         cdef fp_mode mode

@@ -6,7 +6,6 @@
 #include <immintrin.h>
 #endif
 #include "../fastbatch.h"
-#include "../simd/philox.h"
 
 #if defined(CPU_FEATURES)
 #define PRAGMA_OF(...) _Pragma(#__VA_ARGS__)

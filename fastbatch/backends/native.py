@@ -115,7 +115,7 @@ class Native:
     def permutation(self, n: int, seed: int, epoch: int) -> Array:
         order = np.arange(n, dtype=np.int64)
         for begin in range(0, n - 1, _SWAPS):
-            _native.permutation(order, seed, epoch & 0xFFFFFFFF, begin, min(begin + _SWAPS, n - 1))
+            self._kernels.permutation(order, seed, epoch & 0xFFFFFFFF, begin, min(begin + _SWAPS, n - 1))
         return order
 
     def program(self, plan: Plan, state: State, num_threads: int | None) -> FusedProgram:
