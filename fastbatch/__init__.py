@@ -13,6 +13,7 @@ from .errors import (
     FastbatchError,
     ShapeError,
 )
+from .errors import did_you_mean as _did_you_mean
 from .layers import Activation, Dense, Dropout
 from .model import MLP, Sequential, load
 from .ops import losses
@@ -56,3 +57,8 @@ __all__ = [
     "set_backend",
     "set_num_threads",
 ]
+
+
+def __getattr__(name: str):
+    hint = "" if name.startswith("_") else _did_you_mean(name, __all__)
+    raise AttributeError(f"module 'fastbatch' has no attribute {name!r}{hint}")

@@ -1,9 +1,12 @@
 """Types of the compiled module. Arrays are trusted: dtype, shape and contiguity are the caller's business."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .plan import Arena
 
 _Reals = NDArray[np.floating[Any]]
 _Indices = NDArray[np.int64]
@@ -45,13 +48,17 @@ class Kernels:
         self, rule: int, hyper: tuple[float, ...], lr: float, t: int, p: _Reals, g: _Reals, slots: _Reals
     ) -> None: ...
 
+class Lock:
+    def acquire(self, blocking: bool) -> bool: ...
+    def __exit__(self, *exc: object) -> None: ...
+
 class Network:
+    pending: tuple[_Reals, int] | None
+    @property
+    def threads_used(self) -> int: ...
     def __init__(
         self,
         target: str,
-        stages: NDArray[np.void],
-        arena: NDArray[np.uint8] | None,
-        offsets: tuple[int, int, int, int, int],
         parameters: _Reals,
         slots: _Reals,
         steps: _Indices,
@@ -61,7 +68,15 @@ class Network:
         per_output: _Reals | None,
         rule: int,
         hyper: tuple[float, ...],
+        inputs: int,
+        outputs: int,
+        targets: str,
+        flops_per_row: float,
+        allowed: Callable[[int | None, float], int],
+        limit: int | None,
+        lock: Lock,
     ) -> None: ...
+    def place(self, arena: Arena, memory: NDArray[np.uint8] | None, labels: _Indices | None) -> None: ...
     def run(
         self,
         x: _Reals,
@@ -76,7 +91,7 @@ class Network:
         budget_ns: int,
         threads: int,
         sums: _Doubles,
-    ) -> tuple[int, int, float, int]: ...
+    ) -> tuple[int, int, float]: ...
     def accumulate(
         self,
         x: _Reals,
@@ -91,6 +106,8 @@ class Network:
     def forward(self, x: _Reals, first_row: int, outputs: _Reals, threads: int) -> None: ...
     def backward(self, x: _Reals, first_row: int, dz: _Reals, gradient: _Reals, threads: int) -> None: ...
     def update(self, gradient: _Reals, scale: float, lr: float, threads: int) -> int: ...
-    def predict(
-        self, x: _Reals, outputs: _Reals, arena: NDArray[np.uint8], arena_bytes: int, block: int, threads: int
-    ) -> None: ...
+    def predict(self, x: _Reals, outputs: _Reals, arenas: NDArray[np.uint8], threads: int) -> None: ...
+    def fast_step(self, x: object, y: object, lr: float) -> float | None: ...
+    def fast_predict(self, x: object) -> _Reals | None: ...
+    def take_spare(self) -> NDArray[np.uint8] | None: ...
+    def keep_spare(self, arena: NDArray[np.uint8]) -> None: ...

@@ -119,6 +119,9 @@ _ELSEWHERE = {
     "kaiming_normal": "he_normal",
     "kaiming_uniform": "he_uniform",
     "acc": "accuracy",
+    "linear": "dense",
+    "mlpclassifier": "mlp",
+    "mlpregressor": "mlp",
     "cpu": "c",
     "native": "c",
     "numpy": "reference",
@@ -156,10 +159,15 @@ def named_keywords(function: F, name: str | None = None) -> F:
 
     @functools.wraps(function)
     def checked(*args, **kwargs):
-        if not accepted.issuperset(kwargs):
-            unknown = next(k for k in kwargs if k not in accepted)
-            raise TypeError(f"{unknown!r} is not a parameter of {label}{did_you_mean(unknown, known)}")
-        return function(*args, **kwargs)
+        if not kwargs:  # two thirds of the time of the way below
+            return function(*args)
+        try:
+            return function(*args, **kwargs)
+        except TypeError:  # Python has refused an unknown keyword before the function began; looked at only now
+            unknown = next((k for k in kwargs if k not in accepted), None)
+            if unknown is None:
+                raise
+        raise TypeError(f"{unknown!r} is not a parameter of {label}{did_you_mean(unknown, known)}")
 
     return checked  # type: ignore[return-value]
 

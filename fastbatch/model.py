@@ -7,17 +7,22 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from . import checks, ops
-from .errors import ArgumentError, CheckpointError, FastbatchError, ShapeError, named_keywords
+from .errors import ArgumentError, CheckpointError, FastbatchError, ShapeError, did_you_mean, named_keywords
 from .layers import LAYERS, Activation, Dense, Dropout, Layer
 
 __all__ = ["MLP", "Sequential", "load"]
 
 FORMAT_VERSION = 1
+
+_OF_THE_TRAINER = {
+    "backward", "compile", "evaluate", "fit", "fit_generator", "forward", "gradients", "partial_fit", "score", "step",
+    "train", "train_on_batch", "train_step", "update",
+}  # fmt: skip
 
 
 class Sequential:
@@ -75,6 +80,7 @@ class Sequential:
         self._allocate()
 
     def _allocate(self) -> None:
+        self._inference: tuple[str, Any] | None = None  # program.py keeps the program of predict here
         shapes = _dense_shapes(self.layers, self.input_size)
         self.output_size = shapes[-1][1]
         self._parameters = np.zeros(sum(i * o + o * bias for i, o, bias in shapes), self.dtype)
@@ -189,13 +195,22 @@ class Sequential:
 
     __repr__ = summary
 
+    def __getattr__(self, name: str) -> Any:
+        """Called for what is not there; says where the neighbouring libraries' methods of training are."""
+        hint = ""
+        if name in _OF_THE_TRAINER:
+            hint = "; models are trained by fastbatch.Trainer(model, loss, optimizer).fit(X, y)"
+        elif not name.startswith("_"):  # what pickle, copy and IPython ask for is asked in vain as fast as ever
+            hint = did_you_mean(name, [word for word in dir(self) if not word.startswith("_")])
+        raise AttributeError(f"{type(self).__name__} object has no attribute {name!r}{hint}")
+
     def copy(self) -> Sequential:
         """An independent model with the same layers, values and loss."""
         return copy.deepcopy(self)
 
     def __getstate__(self) -> dict:
         state = self.__dict__.copy()
-        del state["_weights"]
+        del state["_weights"], state["_inference"]
         return state
 
     def __setstate__(self, state: dict) -> None:

@@ -129,8 +129,8 @@ class Arena:
     y, row_loss, row_weight, row_share, gradient : int
         Byte offsets of the gathered targets (rows, ld), of each row's loss, weight and share of the total weight
         (float64), and of the unfused gradient (N,).
-    scratch, scratch_bytes : int
-        Where the threads' scratch begins, and the bytes of each thread's.
+    scratch, scratch_bytes, threads : int
+        Where the threads' scratch begins, the bytes of each thread's, and their number.
     purposes : dict of str to int
         Bytes by purpose.
     """
@@ -145,6 +145,7 @@ class Arena:
     gradient: int
     scratch: int
     scratch_bytes: int
+    threads: int
     purposes: dict[str, int]
 
 
@@ -170,16 +171,15 @@ def whole_lines(width: int, dtype: str) -> int:
 
 
 def leading_dimension(width: int, dtype: str) -> int:
-    """Row stride in elements: whole cache lines, so that every vector of a row may be loaded and stored in full; 1 for 1.
+    """Row stride in elements: whole cache lines, so that every vector of a row is inside its array.
 
-    From a page's quarter on an odd number of lines, so that a column of rows does not fall into a few sets of a cache.
+    A single column is dense. From a quarter of a page on an odd number of lines, so that a column of rows does not fall into a few sets of a cache.
     """
     if width == 1:
         return 1
     padded = whole_lines(width, dtype)
     per_line = ALIGNMENT // np.dtype(dtype).itemsize
     return padded + per_line if padded >= 16 * per_line and padded // per_line % 2 == 0 else padded
-
 
 
 def _stage_table(plan: Plan, activation_index: dict[str, int]) -> np.ndarray:
@@ -201,7 +201,7 @@ def training_arena(
 ) -> Arena:
     """Memory of forward, backward and update for batches of at most `rows` rows.
 
-    `update_block` is rows, columns and depth of a block of weight gradients; each of `threads` threads has one as scratch.
+    `update_block`: rows, columns and depth of a block of weight gradients, scratch of each of `threads` threads.
     """
     size, carve = np.dtype(plan.dtype).itemsize, _Carver()
     table = _stage_table(plan, activation_index)
@@ -230,7 +230,18 @@ def training_arena(
     scratch_bytes = block_rows * (min(block_columns, widest) + min(block_depth, rows)) * size
     scratch = carve.take("scratch", threads * scratch_bytes)
     return Arena(
-        rows, carve.nbytes, table, y, row_loss, row_weight, row_share, gradient, scratch, scratch_bytes, carve.purposes
+        rows,
+        carve.nbytes,
+        table,
+        y,
+        row_loss,
+        row_weight,
+        row_share,
+        gradient,
+        scratch,
+        scratch_bytes,
+        threads,
+        carve.purposes,
     )
 
 
@@ -244,4 +255,4 @@ def inference_arena(plan: Plan, rows: int, activation_index: dict[str, int]) -> 
         row["x"] = -1 if k == 0 else table[k - 1]["out"]
         row["out"] = row["z"] = row["a"] = buffers[k % 2]
         row["threshold"] = 256
-    return Arena(rows, carve.nbytes, table, -1, -1, -1, -1, -1, -1, 0, carve.purposes)
+    return Arena(rows, carve.nbytes, table, -1, -1, -1, -1, -1, -1, 0, 0, carve.purposes)

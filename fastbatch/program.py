@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
+from threading import RLock
 
 import numpy as np
 
@@ -41,6 +41,7 @@ class ComposedProgram:
 
     def __init__(self, plan: Plan, kernels: Backend, state: State) -> None:
         self.plan, self.kernels, self.state = plan, kernels, state
+        self.lock = RLock()
         self._pending: list[_Trace] | None = None
 
     def _affine(self, stage: Stage, flat: Array) -> tuple[Array, Array | None]:
@@ -166,6 +167,12 @@ class ComposedProgram:
     def predict(self, x: Array, out: Array) -> None:
         out[...] = self._forward(x, 0, training=False)[0]
 
+    def fast_step(self, x: object, y: object, lr: float) -> None:
+        return None
+
+    def fast_predict(self, x: object) -> None:
+        return None
+
 
 def make_program(
     plan: Plan, state: State, backend: str = "auto", num_threads: int | None = None
@@ -182,17 +189,13 @@ def make_program(
     return chosen.name, ComposedProgram(plan, chosen, state) if program is None else program
 
 
-# Programs for model.predict, made on first use. A program holds the model's buffer, not the model.
-_inference: WeakKeyDictionary[Sequential, tuple[str, Program]] = WeakKeyDictionary()
-
-
 def _inference_program(model: Sequential) -> Program:
-    wanted = default_name()
-    cached = _inference.get(model)
+    """The program of model.predict, made on first use and kept by the model; it holds the model's buffer only."""
+    wanted, cached = default_name(), model._inference
     if cached is None or cached[0] != wanted:
         plan = make_plan(model, ops.get_loss("mse"), ops.SGD())
         state = State(model.parameters, np.empty((0, plan.num_parameters), model.dtype), np.zeros(1, np.int64), 0)
-        cached = _inference[model] = wanted, make_program(plan, state)[1]
+        cached = model._inference = wanted, make_program(plan, state)[1]
     return cached[1]
 
 
@@ -202,6 +205,10 @@ PREDICT_ROWS = 4096
 
 def predict(model: Sequential, X, batch_size: int | None = None, validate: bool = True) -> Array:
     """See :meth:`fastbatch.Sequential.predict`."""
+    if batch_size is None:
+        outputs = _inference_program(model).fast_predict(X)
+        if outputs is not None:
+            return outputs
     x = as_inputs(X, model.input_size, model.dtype, "X", model.first_dense, empty=True) if validate else X
     block = PREDICT_ROWS if batch_size is None else count("batch_size", batch_size)
     return predict_rows(_inference_program(model), x, model.output_size, block)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -81,10 +81,32 @@ class Sums:
         return self.loss / self.weight if self.weight else 0.0
 
 
-class Program(Protocol):
-    """One network with its loss and optimizer, ready to run. Gradients are sums: nothing has divided them."""
+class Lock(Protocol):
+    """A reentrant lock, such as threading.RLock. Its methods are functions in C: Ctrl-C is not heard in them."""
 
-    threads_used: int
+    def acquire(self, blocking: bool) -> bool:
+        """Take it, or say False; never waits where `blocking` is False."""
+
+    def __exit__(self, kind: Any, value: Any, traceback: Any, /) -> None:
+        """Give it back."""
+
+
+class Program(Protocol):
+    """One network with its loss and optimizer, ready to run. Gradients are sums: nothing has divided them.
+
+    Attributes
+    ----------
+    lock : Lock
+        Held by the caller of everything below but predict; the fast path takes it itself.
+    threads_used : int
+        Threads that the last run ran on.
+    """
+
+    @property
+    def lock(self) -> Lock: ...
+
+    @property
+    def threads_used(self) -> int: ...
 
     def run(self, feed: Feed, first: int, last: int, lr: float, budget: float, sums: Sums) -> int:
         """Make the updates `first` to `last` (exclusive) of one pass over `feed`.
@@ -110,6 +132,17 @@ class Program(Protocol):
 
     def predict(self, x: Array, out: Array) -> None:
         """Outputs with dropout off, into `out` (n, O). Safe from many threads at once."""
+
+    # The fast path, for steps of a microsecond: the caller's own arguments, looked at and used by the program itself.
+    # It takes the common case only, and says None to everything else with nothing changed: what it cannot use as it
+    # lies, what it has no memory for yet, whatever may be an error. The careful path then does the work or raises, so
+    # that each rule and each message exists once. The bits are the same. A composed program always says None.
+
+    def fast_step(self, x: object, y: object, lr: float) -> float | None:
+        """One step on the rows `x`, `y` and its loss, or None."""
+
+    def fast_predict(self, x: object) -> Array | None:
+        """Outputs (n, O) with dropout off, or None. Safe from many threads at once."""
 
 
 class Backend(Protocol):

@@ -101,9 +101,9 @@ def allowed(limit: int | None, flops: float) -> int:
     """Threads for a piece of work of `flops`, under the process-wide bound and the trainer's own `limit`."""
     if _exact:
         return min(_requested or 1, limit or MAX_THREADS, MAX_THREADS)
-    worth = int(flops // MIN_FLOPS_PER_THREAD)
-    if worth <= 1:
+    if flops < 2 * MIN_FLOPS_PER_THREAD:  # first, and without a conversion: a step of a microsecond asks, too
         return 1
+    worth = int(flops // MIN_FLOPS_PER_THREAD)
     bound = get_num_threads()
     if limit is not None:
         bound = min(bound, limit)

@@ -1088,3 +1088,31 @@ def test_forgetting_the_loss_of_a_regression_gets_a_hint():
 def test_saving_into_no_folder_names_it(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected a folder that exists, got .*missing"):
         fb.MLP([2, 2]).save(tmp_path / "missing" / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["fit", "step", "compile", "partial_fit", "evaluate", "train_on_batch"])
+def test_what_a_trainer_does_a_model_points_to(name):
+    model = fb.MLP([2, 3])
+    with pytest.raises(
+        AttributeError, match=rf"Sequential object has no attribute '{name}'.*fastbatch\.Trainer\(model"
+    ):
+        getattr(model, name)
+    assert not hasattr(model, name)
+
+
+def test_attributes_that_are_nearly_there():
+    model = fb.MLP([2, 3])
+    for owner, name, meant in (
+        (model, "predict_probability", "predict_proba"),
+        (model, "weight", "weights"),
+        (fb, "Linear", "Dense"),
+        (fb, "MLPClassifier", "MLP"),
+        (fb, "trainer", "Trainer"),
+        (fb, "AdamWW", "AdamW"),
+    ):
+        with pytest.raises(AttributeError, match=f"no attribute '{name}'; did you mean '{meant}'"):
+            getattr(owner, name)
+    for owner in (model, fb):
+        for name in ("zzzzzz", "__array__", "_parameter"):
+            with pytest.raises(AttributeError, match=f"no attribute '{name}'$"):
+                getattr(owner, name)

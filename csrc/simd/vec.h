@@ -165,6 +165,25 @@ INLINE void transpose_(vec row[])
 #endif
 }
 
+/* For random numbers: 64-bit lanes. */
+typedef uint64_t wide __attribute__((vector_size(VEC_BYTES)));
+INLINE wide wide_set(uint64_t x) { return x - (wide){0}; }
+
+/* Product of the low halves; what is above them is ignored. */
+INLINE wide low_product(wide a, wide b)
+{
+#if defined(__x86_64__) && VEC_BYTES == 64
+    return (wide)_mm512_mul_epu32((__m512i)a, (__m512i)b);
+#elif defined(__x86_64__) && VEC_BYTES == 32
+    return (wide)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#elif defined(__x86_64__)
+    return (wide)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#else
+    const wide low = wide_set(0xFFFFFFFF);
+    return (a & low) * (b & low);
+#endif
+}
+
 /* Sum over lanes: halves added pairwise, so that the order is fixed for a given width. */
 INLINE real sum_(vec v)
 {

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import _native, ops, threads
 from ..errors import ArgumentError, BackendError, DivergenceError, did_you_mean
-from ..plan import ALIGNMENT, Arena, Plan, inference_arena, training_arena
+from ..plan import ALIGNMENT, Plan, inference_arena, training_arena
 from ..protocol import Feed, State, Sums
 
 __all__ = ["FusedProgram", "Native"]
@@ -125,29 +125,34 @@ class Native:
 # Rows of a block in predict: its activations stay in L2 for networks a few hundred wide.
 _PREDICT_BLOCK = 128
 
+# Share of a step's work that is the forward pass; weight and input gradients are as large each.
+_FORWARD = 1 / 3
+
 
 class FusedProgram:
     """The program protocol in C: one call runs as many steps as fit its time budget, GIL released, nothing allocated.
 
-    Memory is one arena for the largest batch seen so far; a larger batch makes a new one before anything runs.
+    Memory is one arena for the largest batch seen so far; a larger batch makes a new one before anything runs. Predict
+    has arenas of its own, one for each call at a time.
     """
 
     def __init__(self, plan: Plan, state: State, target: str, num_threads: int | None) -> None:
         self.plan, self.state, self.target, self.num_threads = plan, state, target, num_threads
-        self.threads_used = 1
+        self.lock = _native.Lock()
         self._flops_per_row = plan.flops_per_row
         self._rows = self._threads_reserved = -1
-        self._pending: tuple[Array, int] | None = None
-        self._inference = inference_arena(plan, _PREDICT_BLOCK, _ACTIVATIONS)
-        self._inference_network = self._network(self._inference, None)
+        self._training = self._network(1.0)
+        self._inference = self._network(_FORWARD)
+        self._inference_arena = inference_arena(plan, _PREDICT_BLOCK, _ACTIVATIONS)
+        self._inference.place(self._inference_arena, None, None)
+        # bound methods of the extension, without a frame of Python in between
+        self.fast_step, self.fast_predict = self._training.fast_step, self._inference.fast_predict
 
-    def _network(self, arena: Arena, memory: Array | None) -> _native.Network:
+    def _network(self, share: float) -> _native.Network:
+        """The network in C; its calls do `share` of the work of a step."""
         plan, state = self.plan, self.state
         return _native.Network(
             self.target,
-            arena.stages,
-            memory,
-            (arena.y, arena.row_loss, arena.row_weight, arena.row_share, arena.gradient, arena.scratch, arena.scratch_bytes),
             state.parameters,
             state.slots,
             state.steps,
@@ -157,29 +162,40 @@ class FusedProgram:
             _per_output(plan.loss, plan.outputs, plan.dtype),
             _OPTIMIZERS[plan.optimizer.rule],
             _hyper(plan.optimizer),
+            plan.inputs,
+            plan.outputs,
+            plan.loss.targets,
+            share * self._flops_per_row,
+            threads.allowed,
+            self.num_threads,
+            self.lock,
         )
 
     def _reserve(self, rows: int, threads_: int) -> None:
         if rows > self._rows or threads_ > self._threads_reserved:
             rows, threads_ = max(rows, self._rows), max(threads_, self._threads_reserved)
             arena = training_arena(self.plan, rows, _ACTIVATIONS, _native.UPDATE_BLOCK, threads_)
-            self._training_network = self._network(arena, _aligned(arena.nbytes))
+            self._training.place(arena, _aligned(arena.nbytes), np.empty(rows, np.int64))
             self._rows, self._threads_reserved = rows, threads_
 
     def _threads(self, rows: int, share: float = 1.0) -> int:
         return threads.allowed(self.num_threads, share * rows * self._flops_per_row)
+
+    @property
+    def threads_used(self) -> int:
+        return self._training.threads_used
 
     def _diverged(self, status: int, value: float) -> DivergenceError:
         what = "loss" if status == _native.LOSS_NOT_FINITE else "gradient"
         return DivergenceError.at(what, value, int(self.state.steps[0]))
 
     def run(self, feed: Feed, first: int, last: int, lr: float, budget: float, sums: Sums) -> int:
-        self._pending = None
+        self._training.pending = None
         batch = min(feed.batch, feed.rows)
         threads_ = self._threads(batch)
         self._reserve(batch, threads_)
         totals = np.array([sums.loss, sums.weight])
-        step, status, value, self.threads_used = self._training_network.run(
+        step, status, value = self._training.run(
             feed.x, feed.y, feed.weight, feed.order, batch, feed.outputs, first, last, lr, int(budget * 1e9),
             threads_, totals,
         )  # fmt: skip
@@ -190,11 +206,11 @@ class FusedProgram:
 
     def accumulate(self, feed: Feed, first_row: int, gradient: Array, sums: Sums | None = None) -> Sums:
         before = sums or Sums()
-        self._pending = None
+        self._training.pending = None
         threads_ = self._threads(feed.rows)
         self._reserve(feed.rows, threads_)
         return Sums(
-            *self._training_network.accumulate(
+            *self._training.accumulate(
                 feed.x, feed.y, feed.weight, first_row, gradient, threads_, before.loss, before.weight
             )
         )
@@ -206,25 +222,32 @@ class FusedProgram:
             return out
         self._reserve(len(x), self._threads(len(x)))  # backward's threads, too
         x = x.copy()  # backward reads it again, and the caller may have refilled his buffer by then
-        self._training_network.forward(x, first_row, out, self._threads(len(x), 1 / 3))
-        self._pending = x, first_row
+        self._training.forward(x, first_row, out, self._threads(len(x), _FORWARD))
+        self._training.pending = x, first_row
         return out
 
     def backward(self, dz: Array, gradient: Array) -> None:
-        if self._pending is None:
+        if self._training.pending is None:
             raise ArgumentError("backward: expected a forward(x, training=True) before it, got none")
-        (x, first_row), self._pending = self._pending, None
-        self._training_network.backward(x, first_row, dz, gradient, min(self._threads(len(x), 2 / 3), self._threads_reserved))
+        (x, first_row), self._training.pending = self._training.pending, None
+        threads_ = min(self._threads(len(x), 1 - _FORWARD), self._threads_reserved)
+        self._training.backward(x, first_row, dz, gradient, threads_)
 
     def update(self, gradient: Array, scale: float, lr: float) -> None:
         self._reserve(1, 1)
         # about 10 flops a parameter, bound by memory: shared out like a product of the same time
         threads_ = threads.allowed(self.num_threads, 10 * self.plan.num_parameters)
-        status = self._training_network.update(gradient, scale, lr, threads_)
+        status = self._training.update(gradient, scale, lr, threads_)
         if status != _native.OK:
             raise self._diverged(status, float(np.abs(gradient).max()) * scale)
 
     def predict(self, x: Array, out: Array) -> None:
-        count = self._threads(len(x), 1 / 3)
-        arena = self._inference
-        self._inference_network.predict(x, out, _aligned(count * arena.nbytes), arena.nbytes, arena.rows, count)
+        count, nbytes = self._threads(len(x), _FORWARD), self._inference_arena.nbytes
+        if count > 1:
+            self._inference.predict(x, out, _aligned(count * nbytes), count)
+            return
+        arena = self._inference.take_spare()
+        if arena is None:
+            arena = _aligned(nbytes)
+        self._inference.predict(x, out, arena, 1)
+        self._inference.keep_spare(arena)

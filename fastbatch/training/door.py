@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from .. import checks
 from ..errors import ArgumentError, BusyError
-from ..protocol import Feed
+from ..protocol import Feed, Lock
 from .callbacks import Callback, bar_for
 
 __all__ = ["Data", "Exclusive", "feed_of", "hooks_of"]
@@ -20,20 +21,29 @@ Array = np.ndarray
 
 
 class Exclusive:
-    """A lock that refuses instead of waiting; the thread that holds it may enter again (callbacks)."""
+    """Holds the lock of a program and refuses instead of waiting; a thread that holds it may enter again (callbacks).
 
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
+    Ctrl-C is heard between the bytecodes of Python functions. So none runs between the moment that the lock is taken
+    and the one in which `with` knows it, nor on the way out: before anything is taken the properties give functions
+    in C.
+    """
 
-    def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            raise BusyError(
-                "trainer: expected one thread at a time, got a second one; give every thread a trainer of its own "
-                "(model.predict may be shared)"
-            )
+    def __init__(self, lock: Lock) -> None:
+        self._lock = lock
 
-    def __exit__(self, *exc: object) -> None:
-        self._lock.release()
+    @property
+    def __enter__(self) -> Callable[[], bool]:
+        return partial(any, chain(map(self._lock.acquire, (False,)), map(self._refuse, (None,))))
+
+    @property
+    def __exit__(self) -> Callable[..., None]:
+        return self._lock.__exit__
+
+    def _refuse(self, _: None) -> bool:
+        raise BusyError(
+            "trainer: expected one thread at a time, got a second one; give every thread a trainer of its own "
+            "(model.predict may be shared)"
+        )
 
 
 @dataclass

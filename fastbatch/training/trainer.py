@@ -107,7 +107,7 @@ class Trainer:
         state = State(self.model.parameters, self._slots, self._steps, self.seed)
         plan = make_plan(self.model, self.loss, self.optimizer)
         self.backend, self._program = make_program(plan, state, backend, self.num_threads)
-        self._busy = Exclusive()
+        self._busy = Exclusive(self._program.lock)
         self._forward_shape: tuple[int, int] | None = None
 
     def __getstate__(self) -> dict:
@@ -338,6 +338,10 @@ class Trainer:
         ShapeError, DTypeError, DataError, DivergenceError, BusyError
             Nothing has been changed then.
         """
+        if sample_weight is None and self.model.loss is self.loss:  # the first step takes the careful path, and sets it
+            loss = self._program.fast_step(x, y, self.optimizer.lr)
+            if loss is not None:
+                return loss
         with self._busy:
             data = self._data(x, y, sample_weight)
             feed = Feed(data.x, data.y, data.weight, batch=len(data.x))
@@ -482,4 +486,7 @@ class Trainer:
     @named_keywords
     def predict(self, X) -> Array:
         """Outputs of the last layer (n, O) on the trainer's backend; safe from many threads at once."""
+        outputs = self._program.fast_predict(X)
+        if outputs is not None:
+            return outputs
         return predict_rows(self._program, self._inputs(X, "X", empty=True), self.model.output_size)
