@@ -171,9 +171,10 @@ def whole_lines(width: int, dtype: str) -> int:
 
 
 def leading_dimension(width: int, dtype: str) -> int:
-    """Row stride in elements: whole cache lines, so that every vector of a row is inside its array.
+    """Row stride in elements: whole cache lines, so that every vector of a row is inside its array; 1 for one column.
 
-    A single column is dense. From a quarter of a page on an odd number of lines, so that a column of rows does not fall into a few sets of a cache.
+    From a quarter of a page on an odd number of lines, so that a column of rows does not fall into a few sets of a
+    cache.
     """
     if width == 1:
         return 1

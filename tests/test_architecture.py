@@ -215,7 +215,7 @@ def test_borders(name):
     assert "math.h>" not in text, f"{name}: no libm, its bits differ between systems"
     assert not re.search(r"\bomp\b|_OPENMP", text), f"{name}: no OpenMP"
     allowed = {
-        "kernels/": ("../simd/", "../ops/", "elementwise.inc", "loss.inc", "update.inc", "dense.inc"),
+        "kernels/": ("../simd/", "../ops/", "elementwise.inc", "random.inc", "loss.inc", "update.inc", "dense.inc"),
         "ops/": (),
         "simd/": (),
         "targets/": ("begin.h", "end.h", "../kernels/table.inc", "../fastbatch.h", "../simd/"),
