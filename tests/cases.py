@@ -24,7 +24,9 @@ from fastbatch.protocol import Feed, State
 Array = np.ndarray
 DTYPES = checks.DTYPES
 SHORT = {"float32": "f32", "float64": "f64"}
-PRIMES = (5, 7, 11, 13, 31)
+PRIMES = (2, 5, 7, 11, 13, 31)
+# (B, I, O) beyond every block of the kernels: rows, depth and columns in pieces, strips, copied and turned panels
+BLOCKS = ((300, 401, 210), (1100, 130, 61), (40, 701, 531), (70, 1100, 3), (257, 64, 64))
 
 
 def _subjects() -> dict[str, object]:
@@ -150,6 +152,7 @@ def dense_cases(verb: str) -> list[DenseCase]:
             rows = list({tuple(row.values()): row for row in rows}.values())
         else:
             rows = pairwise(**axes)
+            rows += [{"activation": "tanh", "B": B, "I": I, "O": O} for B, I, O in BLOCKS]
         found += [DenseCase(verb, subject, dtype, **row, bias=i % 4 != 3) for i, row in enumerate(rows)]
     return found
 
@@ -311,6 +314,9 @@ NETS: dict[str, Layers] = {
     "six": lambda act, o: (3, [*(D(n, act) for n in (9, 8, 7, 13, 4)), D(o)]),
 }
 
+# beyond the blocks of the kernels, like BLOCKS; too large for every test
+LARGE_NETS: dict[str, Layers] = {"blocks": lambda act, o: (150, [D(530, act), D(200, act), D(o)])}
+
 
 @dataclass(frozen=True)
 class NetCase:
@@ -337,7 +343,7 @@ class NetCase:
         return replace(self, subject="", dtype="float32").id
 
     def model(self) -> fb.Sequential:
-        inputs, layers = NETS[self.net](self.activation, self.O)
+        inputs, layers = {**NETS, **LARGE_NETS}[self.net](self.activation, self.O)
         made = fb.Sequential(layers, input_size=inputs, seed=3, dtype=self.dtype)
         rng = rng_of(self.numbers)
         for w, b in made.weights:
@@ -365,7 +371,7 @@ class NetCase:
     def feed(self, rows: int | None = None, **changes) -> Feed:
         rows = self.B if rows is None else rows
         rng = rng_of(f"{self.numbers} {rows}")
-        inputs, _ = NETS[self.net](self.activation, self.O)
+        inputs, _ = {**NETS, **LARGE_NETS}[self.net](self.activation, self.O)
         x = rng.standard_normal((rows, inputs)).astype(self.dtype)
         y = targets(loss_variants(self.O)[self.loss], rows, self.O, self.dtype, rng, self.labels)
         weight = rng.uniform(0, 2, rows) if self.weighted else None
@@ -384,7 +390,11 @@ def net_cases(subjects: Iterable[str] = tuple(SUBJECTS)) -> list[NetCase]:
         weighted=(False, True),
         labels=(True, False),
     )
-    return [NetCase(subject, **row) for subject in subjects for row in rows]
+    large = [
+        {"net": net, "activation": "tanh", "loss": "cross_entropy", "optimizer": "adam", "O": 10, "B": 300}
+        for net in LARGE_NETS
+    ]
+    return [NetCase(subject, **row) for subject in subjects for row in rows + large]
 
 
 def few_nets(subjects: Iterable[str] = tuple(SUBJECTS), **fixed) -> list[NetCase]:
