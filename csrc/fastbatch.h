@@ -35,7 +35,7 @@ enum { PHILOX_DROPOUT = 1, PHILOX_SHUFFLE = 2 }; /* purposes, bits 16 to 31 of a
  * holds one block of sums and one of x: ROWS * (min(COLUMNS, padded O) + min(DEPTH, B)) elements at most. */
 #define FB_BLOCK_ROWS 128
 #define FB_BLOCK_COLUMNS 512
-#define FB_BLOCK_DEPTH 1024
+#define FB_BLOCK_DEPTH 336
 #define FB_MAX_HYPER 8
 #define FB_MAX_CONSTANTS 8
 
@@ -52,6 +52,14 @@ typedef struct fb_slice {
     int64_t slot_stride;
     int64_t n;
 } fb_slice;
+
+/* Rows that will be gathered next: fetched a few lines at a time between tiles, which hides most of their latency. */
+typedef struct fb_ahead {
+    const char *x;
+    int64_t stride, bytes;     /* of a row */
+    const int64_t *order;
+    int64_t rows, at;          /* rows left; byte of the first of them */
+} fb_ahead;
 
 /* One table per target and dtype. Nothing here allocates, locks or fails. */
 typedef struct fb_kernels {
@@ -80,10 +88,11 @@ typedef struct fb_kernels {
     void (*dense_backward_weights)(int64_t batch, int64_t inputs, int64_t outputs, const void *x, int64_t x_ld,
                                    const void *dz, int64_t dz_ld, int64_t begin, int64_t end, void *dw, void *db,
                                    void *scratch);
-    /* The same sums, met by the optimizer while in cache, instead of written; `slice` is that of row 0 of w. */
+    /* The same sums, met by the optimizer while in cache, instead of written; `slice` is that of row 0 of w, `ahead` may
+     * be NULL. */
     void (*dense_update)(int64_t batch, int64_t inputs, int64_t outputs, const void *x, int64_t x_ld, const void *dz,
                          int64_t dz_ld, int64_t begin, int64_t end, int rule, const double *constants, double scale,
-                         fb_slice slice, void *scratch);
+                         fb_slice slice, void *scratch, fb_ahead *ahead);
     /* Random words: two of 64 bits for each of the `count` Philox counters from {first, purpose} on; room for a multiple
      * of 8 counters. */
     void (*philox)(uint64_t first, uint64_t purpose, uint64_t key, int64_t count, uint64_t *words);

@@ -40,13 +40,14 @@ const char *const fb_optimizer_hyper[] = {
 #undef OPTIMIZER
     NULL};
 
-/* b^t by squaring: about 2 log2(t) roundings in double, and no libm, whose bits differ between systems */
+/* b^t for b <= 1 by squaring: about 2 log2(t) roundings in double, and no libm, whose bits differ between systems. What
+ * 1 - b^t cannot feel counts as 0. */
 static double power(double b, int64_t t)
 {
     double result = 1;
-    for (; t > 0; t >>= 1, b *= b)
+    for (; t > 0 && result > 0x1p-60; t >>= 1, b *= b)
         if (t & 1) result *= b;
-    return result;
+    return result > 0x1p-60 ? result : 0;
 }
 
 #define OPTIMIZER(name, slot_count, hyper_names, constant_names, prepare, rule)                                                        \

@@ -234,10 +234,21 @@ static fb_slice slice_at(const fb_network *net, int64_t offset)
     return (fb_slice){net->parameters + offset, NULL, net->slots + offset, net->parameter_count, 0};
 }
 
+/* The rows that thread t gathers in the next step, if there is one. */
+static fb_ahead rows_ahead(const frame *f, int64_t base, int t, int threads)
+{
+    const fb_feed *feed = f->feed;
+    if (!feed->order || base >= feed->rows) return (fb_ahead){0};
+    const range next = share(feed->rows - base < feed->batch ? feed->rows - base : feed->batch, f->k->tile_rows, t, threads);
+    return (fb_ahead){feed->x, feed->x_stride, f->net->stages[0].inputs * f->k->size, feed->order + base + next.begin,
+                      next.end - next.begin, 0};
+}
+
 static void update_fused(const frame *f, int64_t base, int64_t rows, const double *constants, double scale, int t,
                          int threads)
 {
     const fb_network *net = f->net;
+    fb_ahead ahead = rows_ahead(f, base + rows, t, threads);
     for (int64_t i = f->first_dense; i < net->stage_count; i++) {
         const fb_stage *s = &net->stages[i];
         if (s->w < 0) continue;
@@ -246,7 +257,7 @@ static void update_fused(const frame *f, int64_t base, int64_t rows, const doubl
         const char *x = stage_input(f, f->arena, i, base, 0, &ld);
         f->k->dense_update(rows, s->inputs, s->outputs, x, ld, f->arena + s->dz, s->out_ld, mine.begin, mine.end,
                            net->optimizer.rule, constants, scale, slice_at(net, s->w),
-                           scratch_of(f, t));
+                           scratch_of(f, t), &ahead);
     }
 }
 
@@ -325,6 +336,8 @@ static void run(void *context, int t, int threads)
         const int64_t rows = left < f->feed->batch ? left : f->feed->batch;
         const uint32_t update = (uint32_t)(made + s - f->first);
         const range mine = share(rows, f->k->tile_rows, t, threads);
+        double constants[FB_MAX_CONSTANTS] = {0}; /* made here, where their long divisions do not wait for each other */
+        fb_prepare(&net->optimizer, f->lr, made + s - f->first + 1, constants);
         forward(f, f->arena, base, mine, update);
         const double unit = weight_unit(f->feed, base, rows);
         losses(f, base, mine, unit);
@@ -334,10 +347,8 @@ static void run(void *context, int t, int threads)
         fb_wait_for_all(threads);
 
         const double weight = total_weight(f, rows, 0), scale = weight > 0 ? 1 / weight : 0;
-        double constants[FB_MAX_CONSTANTS] = {0};
         int status = any_bad(f, threads) ? FB_LOSS_NOT_FINITE : FB_OK;
         if (status == FB_OK) {
-            fb_prepare(&net->optimizer, f->lr, made + s - f->first + 1, constants);
             if (!update_checked(f, base, rows, constants, scale, t, threads)) status = FB_GRADIENT_NOT_FINITE;
         }
         if (t == 0) {
