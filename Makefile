@@ -1,18 +1,62 @@
 PYTHON ?= python
 SANITIZE_DIR = build/sanitize
-
 .DEFAULT_GOAL := help
-.PHONY: help build test bench lint format sanitize clean
+ARM_CC ?= aarch64-linux-gnu-gcc
+ARM_EMULATOR ?= qemu-aarch64-static -L /usr/aarch64-linux-gnu
+# those of setup.py
+DRIVER_FLAGS = -O3 -std=gnu11 -fno-math-errno -fno-trapping-math -ffp-contract=fast -Wall -Wno-unknown-pragmas -Wno-psabi
+DRIVER_SOURCES = tests/driver/driver.c $(wildcard csrc/*.c csrc/targets/*.c)
+DRIVER_DEPENDS = $(DRIVER_SOURCES) $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.inc csrc/*/*.def)
+
+# One object per source, so that -j compiles the targets side by side.
+define driver_of
+build/$(1)/%.o: %.c $$(DRIVER_DEPENDS)
+	@mkdir -p $$(@D)
+	$(2) $$(DRIVER_FLAGS) -Icsrc -c $$< -o $$@
+build/$(1)/driver: $$(DRIVER_SOURCES:%.c=build/$(1)/%.o)
+	$(2) $$^ -pthread -o $$@
+endef
+$(eval $(call driver_of,driver,$$(CC)))
+$(eval $(call driver_of,driver-arm,$$(ARM_CC)))
+
+# The targets' own files, with another table beside them: the elementary functions instead of the kernels.
+ACCURACY = tests/accuracy
+define ulp_of
+build/$(1)/ulp: $$(DRIVER_DEPENDS) $$(wildcard $$(ACCURACY)/*)
+	rm -rf $$(@D)
+	mkdir -p $$(@D)/kernels
+	cp -r csrc/targets csrc/simd csrc/fastbatch.h $$(@D)
+	cp $$(ACCURACY)/table.inc $$(ACCURACY)/functions.def $$(@D)/kernels
+	$(2) $$(DRIVER_FLAGS) -I$$(@D) -I$$(@D)/kernels $$(ACCURACY)/ulp.c $$(@D)/targets/*.c -lm -pthread -o $$@
+endef
+$(eval $(call ulp_of,ulp,$$(CC)))
+$(eval $(call ulp_of,ulp-arm,$$(ARM_CC)))
+
+.PHONY: help build test test-driver test-arm ulp ulp-arm bench lint format sanitize clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/\1:\2/p' $(firstword $(MAKEFILE_LIST)) | \
-		while IFS=: read -r target text; do printf '  make %-10s%s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1:\2/p' $(firstword $(MAKEFILE_LIST)) | \
+		while IFS=: read -r target text; do printf '  make %-11s%s\n' "$$target" "$$text"; done
 
 build:  ## compile the C extension in place; `pip install -e '.[test,dev]'` once before it
 	$(PYTHON) setup.py build_ext --inplace
 
 test:  ## the tests
 	$(PYTHON) -m pytest
+
+test-driver: build/driver/driver  ## the kernels without Python: a C program judges the same cases
+	$(PYTHON) tests/drive.py $<
+
+test-arm: build/driver-arm/driver  ## the same on AArch64: aarch64-linux-gnu-gcc and qemu-aarch64-static
+	$(PYTHON) tests/drive.py $< $(ARM_EMULATOR)
+
+ulp: build/ulp/ulp  ## every float32 through every function of csrc/simd/math.h, into docs/accuracy.md (20 minutes)
+	$< 1 $$(nproc) >build/ulp/found.txt
+	$(PYTHON) $(ACCURACY)/document.py $$(uname -m) <build/ulp/found.txt
+
+ulp-arm: build/ulp-arm/ulp  ## every 97th float32 on the emulated AArch64 targets, into the same page
+	$(ARM_EMULATOR) $< 97 $$(nproc) >build/ulp-arm/found.txt
+	$(PYTHON) $(ACCURACY)/document.py aarch64 <build/ulp-arm/found.txt
 
 bench:  ## time per step and of predict, with pytest-benchmark
 	$(PYTHON) -m pytest benchmarks --benchmark-only
@@ -34,7 +78,7 @@ sanitize: export CC = gcc
 sanitize:  ## run the tests against a build with the address and undefined-behaviour sanitizers (gcc)
 	rm -rf $(SANITIZE_DIR)
 	mkdir -p $(SANITIZE_DIR)
-	cp -r csrc fastbatch tests setup.py pyproject.toml README.md LICENSE $(SANITIZE_DIR)
+	cp -r csrc fastbatch tests Makefile setup.py pyproject.toml README.md LICENSE $(SANITIZE_DIR)
 	rm -f $(SANITIZE_DIR)/fastbatch/_native*.so
 	cd $(SANITIZE_DIR) && DEBUG=1 SANITIZE=address,undefined $(PYTHON) setup.py build_ext --inplace
 	cd $(SANITIZE_DIR) && \

@@ -142,11 +142,11 @@ class DenseCase:
         return {"x": x, "w": w, "b": b, "da": draw(self.B, self.O), "dw": draw(self.I, self.O), "db": draw(self.O)}
 
 
-def dense_cases(verb: str) -> list[DenseCase]:
+def dense_cases(verb: str, pairs: Iterable[tuple[str, str]] = PAIRS) -> list[DenseCase]:
     found = []
-    for subject, dtype in PAIRS:
+    for subject, dtype in pairs:
         axes = {"activation": ops.ACTIVATIONS, "B": batches(subject), "I": widths(subject), "O": widths(subject)}
-        if subject not in FUSED:  # no tiles: each value once is enough
+        if not hasattr(SUBJECTS[subject], "tile_rows"):  # no tiles: each value once is enough
             n = max(map(len, axes.values()))
             rows = [{k: list(v)[(i * 5 + i // 7) % len(v)] for k, v in axes.items()} for i in range(4 * n)]
             rows = list({tuple(row.values()): row for row in rows}.values())
@@ -237,10 +237,10 @@ def targets(loss: ops.Loss, rows: int, outputs: int, dtype: str, rng, labels: bo
     return rng.standard_normal((rows, outputs)).astype(dtype)
 
 
-def loss_cases() -> list[LossCase]:
+def loss_cases(pairs: Iterable[tuple[str, str]] = PAIRS) -> list[LossCase]:
     return [
         LossCase(subject, dtype, **row)
-        for subject, dtype in PAIRS
+        for subject, dtype in pairs
         for row in pairwise(
             loss=LOSS_NAMES, O=widths(subject), B=batches(subject), weighted=(False, True), labels=(True, False)
         )
@@ -290,10 +290,10 @@ class UpdateCase:
         return {"p": draw(self.N), "g": draw(self.N), "slots": slots}
 
 
-def update_cases() -> list[UpdateCase]:
+def update_cases(pairs: Iterable[tuple[str, str]] = PAIRS) -> list[UpdateCase]:
     return [
         UpdateCase(subject, dtype, **row)
-        for subject, dtype in PAIRS
+        for subject, dtype in pairs
         for row in pairwise(optimizer=OPTIMIZERS, N=widths(subject), t=(1, 2, 1000))
     ]
 

@@ -43,7 +43,7 @@ INLINE vec copysign_(vec magnitude, vec sign)
 }
 
 /* Words that want an instruction of their own.
- * max_, min_: NaN in the first argument comes through, NaN in the second does not.
+ * max_, min_: NaN in the first argument comes through; the second must not be one, for there the targets differ.
  * load_n, store_n: the first n lanes come from memory, zero in the others; 0 <= n <= LANES.
  * root_, over_: square root and quotient within 2 ulp where that is quicker than sqrt_ and the operator /, infinities
  * and zeros as theirs; b of over_ is finite and normal, or infinite. */
@@ -110,8 +110,16 @@ INLINE vec sqrt_(vec v) { return (vec)_mm_sqrt_ps((__m128)v); }
 INLINE vec max_(vec a, vec b) { return (vec)_mm_max_ps((__m128)b, (__m128)a); }
 INLINE vec min_(vec a, vec b) { return (vec)_mm_min_ps((__m128)b, (__m128)a); }
 #else
+#if defined(__aarch64__) && VEC_BYTES == 16 && REAL_IS_FLOAT
+INLINE vec max_(vec a, vec b) { return (vec)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
+INLINE vec min_(vec a, vec b) { return (vec)vminq_f32((float32x4_t)a, (float32x4_t)b); }
+#elif defined(__aarch64__) && VEC_BYTES == 16
+INLINE vec max_(vec a, vec b) { return (vec)vmaxq_f64((float64x2_t)a, (float64x2_t)b); }
+INLINE vec min_(vec a, vec b) { return (vec)vminq_f64((float64x2_t)a, (float64x2_t)b); }
+#else
 INLINE vec max_(vec a, vec b) { return select_(a < b, b, a); }
 INLINE vec min_(vec a, vec b) { return select_(a > b, b, a); }
+#endif
 INLINE vec sqrt_(vec v)
 {
     for (int i = 0; i < LANES; i++) v[i] = REAL_IS_FLOAT ? __builtin_sqrtf(v[i]) : __builtin_sqrt(v[i]);
