@@ -106,6 +106,11 @@ typedef struct fb_kernels {
     /* Largest magnitude in (rows, width) as bits, ordered like the magnitudes with Inf and NaN on top. */
     uint64_t (*peak)(int64_t rows, int64_t width, const void *x, int64_t ld);
     double (*peak_value)(uint64_t bits);
+    /* norms[r] = squared Euclidean norm of row r of x (rows, width): squares exact, summed in double in an order that
+     * depends on the width only. Relative error <= width 2^-53. 2 rows width flops. */
+    void (*row_norms)(int64_t rows, int64_t width, const void *x, int64_t ld, double *norms);
+    /* Row r of x (rows, width) *= scale[r]. */
+    void (*scale_rows)(int64_t rows, int64_t width, void *x, int64_t ld, const void *scale);
     double limit;              /* largest finite element */
 } fb_kernels;
 
@@ -157,6 +162,15 @@ typedef struct fb_feed {
 
 typedef struct fb_sums { double loss, weight; } fb_sums;
 
+/* What is asked for, or said, of each row of a feed; any member may be NULL. Meanings: PerSample in fastbatch/protocol.py.
+ * The norms have one row per dense stage, strides in elements. */
+typedef struct fb_per_sample {
+    double *loss, *weight;     /* (rows,) */
+    double *input_norms, *delta_norms;
+    int64_t input_stride, delta_stride;
+    const void *scale;         /* (rows,) elements */
+} fb_per_sample;
+
 enum { FB_OK, FB_LOSS_NOT_FINITE, FB_GRADIENT_NOT_FINITE };
 
 typedef struct fb_outcome {
@@ -170,9 +184,9 @@ typedef struct fb_outcome {
 fb_outcome fb_run(const fb_network *net, char *arena, const fb_feed *feed, int64_t first, int64_t last, double lr,
                   int64_t budget_ns, int threads, fb_sums *sums);
 /* gradient (N,) += sums over all rows of the feed as one batch whose first logical row is first_row; returns `sums`
- * continued row by row. */
+ * continued row by row. Without a gradient dw is not computed; samples may be NULL. */
 fb_sums fb_accumulate(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, char *gradient,
-                      int threads, fb_sums sums);
+                      int threads, fb_sums sums, const fb_per_sample *samples);
 /* Outputs (rows, O) of a training forward; what backward needs stays in the arena. */
 void fb_forward(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, int threads);
 /* gradient += from dz (rows, O), after fb_forward with training on the same feed. */

@@ -36,6 +36,7 @@ typedef struct frame {
     const char *dz;
     char *gradient;
     double scale;
+    const fb_per_sample *samples;
 } frame;
 
 typedef struct range { int64_t begin, end; } range;
@@ -387,6 +388,32 @@ fb_outcome fb_run(const fb_network *net, char *arena, const fb_feed *feed, int64
     return f.outcome;
 }
 
+/* Of these rows what is asked for; then each row's factor in dw and db. After backward, which reads deltas unscaled. */
+static void per_sample(const frame *f, range rows)
+{
+    const fb_network *net = f->net;
+    const fb_kernels *k = f->k;
+    const fb_per_sample *ask = f->samples;
+    const int64_t n = rows.end - rows.begin;
+    const size_t bytes = (size_t)n * sizeof(double);
+    if (ask->loss) memcpy(ask->loss + rows.begin, (double *)(f->arena + net->row_loss) + rows.begin, bytes);
+    if (ask->weight) memcpy(ask->weight + rows.begin, (double *)(f->arena + net->row_share) + rows.begin, bytes);
+    for (int64_t i = f->first_dense, layer = 0; i < net->stage_count; i++) {
+        const fb_stage *s = &net->stages[i];
+        if (s->w < 0) continue;
+        int64_t ld;
+        const char *x = stage_input(f, f->arena, i, 0, rows.begin, &ld);
+        char *dz = f->arena + s->dz + rows.begin * s->out_ld * k->size;
+        if (ask->input_norms)
+            k->row_norms(n, s->inputs, x, ld, ask->input_norms + layer * ask->input_stride + rows.begin);
+        if (ask->delta_norms)
+            k->row_norms(n, s->outputs, dz, s->out_ld, ask->delta_norms + layer * ask->delta_stride + rows.begin);
+        if (ask->scale)
+            k->scale_rows(n, s->outputs, dz, s->out_ld, (const char *)ask->scale + rows.begin * k->size);
+        layer++;
+    }
+}
+
 static void accumulate_all(void *context, int t, int threads)
 {
     frame *f = context;
@@ -397,19 +424,21 @@ static void accumulate_all(void *context, int t, int threads)
     forward(f, f->arena, 0, mine, update);
     losses(f, 0, mine, 1);
     backward(f, mine, update);
+    if (f->samples) per_sample(f, mine);
     fb_wait_for_all(threads);
-    accumulate(f, 0, rows, f->gradient, t, threads);
+    if (f->gradient) accumulate(f, 0, rows, f->gradient, t, threads);
     if (t == 0) f->sums = (fb_sums){total_loss(f, rows, f->sums.loss), total_weight(f, rows, f->sums.weight)};
     fp_leave(mode);
 }
 
 fb_sums fb_accumulate(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, char *gradient,
-                      int threads, fb_sums sums)
+                      int threads, fb_sums sums, const fb_per_sample *samples)
 {
     frame f = make_frame(net, arena, feed);
     f.sums = sums;
     f.first_row = first_row;
     f.gradient = gradient;
+    f.samples = samples;
     fb_parallel(accumulate_all, &f, threads);
     return f.sums;
 }

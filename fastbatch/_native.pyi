@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .plan import Arena
+from .protocol import PerSample
 
 _Reals = NDArray[np.floating[Any]]
 _Indices = NDArray[np.int64]
@@ -98,10 +99,11 @@ class Network:
         y: _Reals | _Indices | None,
         weight: _Doubles | None,
         first_row: int,
-        gradient: _Reals,
+        gradient: _Reals | None,
         threads: int,
         loss: float,
         total: float,
+        rows: PerSample | None,
     ) -> tuple[float, float]: ...
     def forward(self, x: _Reals, first_row: int, outputs: _Reals, threads: int) -> None: ...
     def backward(self, x: _Reals, first_row: int, dz: _Reals, gradient: _Reals, threads: int) -> None: ...

@@ -74,13 +74,21 @@ cdef extern from "fastbatch.h" nogil:
         char *outputs
     ctypedef struct fb_sums:
         double loss, weight
+    ctypedef struct fb_per_sample:
+        double *loss
+        double *weight
+        double *input_norms
+        double *delta_norms
+        int64_t input_stride, delta_stride
+        const void *scale
     ctypedef struct fb_outcome:
         int64_t next
         int status
         double value
         int threads
     fb_outcome fb_run(const fb_network *, char *, const fb_feed *, int64_t, int64_t, double, int64_t, int, fb_sums *)
-    fb_sums fb_accumulate(const fb_network *, char *, const fb_feed *, int64_t, char *, int, fb_sums)
+    fb_sums fb_accumulate(const fb_network *, char *, const fb_feed *, int64_t, char *, int, fb_sums,
+                          const fb_per_sample *)
     void fb_forward(const fb_network *, char *, const fb_feed *, int64_t, int)
     void fb_backward(const fb_network *, char *, const fb_feed *, int64_t, const char *, int64_t, char *, int)
     int fb_update(const fb_network *, const char *, double, double, int)
@@ -376,14 +384,25 @@ cdef class Network:
         self.threads_used = outcome.threads
         return outcome.next, outcome.status, outcome.value
 
-    def accumulate(self, x, y, weight, int64_t first_row, gradient, int threads, double loss, double total):
+    def accumulate(self, x, y, weight, int64_t first_row, gradient, int threads, double loss, double total,
+                   rows):
         cdef fb_feed feed = self.feed(x, y, weight, None, len(x), None)
         cdef address g = _data(gradient)
+        cdef fb_per_sample samples
+        cdef fb_per_sample *asked = NULL
         cdef fb_sums sums
+        if rows is not None:
+            samples.loss, samples.weight = <double *>_data(rows.loss), <double *>_data(rows.weight)
+            samples.input_norms = <double *>_data(rows.input_norms)
+            samples.delta_norms = <double *>_data(rows.delta_norms)
+            samples.input_stride = _stride(rows.input_norms) // <int64_t>sizeof(double)
+            samples.delta_stride = _stride(rows.delta_norms) // <int64_t>sizeof(double)
+            samples.scale = _data(rows.scale)
+            asked = &samples
         sums.loss = loss
         sums.weight = total
         with nogil:
-            sums = fb_accumulate(&self.net, self.arena, &feed, first_row, g, threads, sums)
+            sums = fb_accumulate(&self.net, self.arena, &feed, first_row, g, threads, sums, asked)
         return sums.loss, sums.weight
 
     def forward(self, x, int64_t first_row, outputs, int threads):

@@ -20,8 +20,8 @@ __all__ = ["MLP", "Sequential", "load"]
 FORMAT_VERSION = 1
 
 _OF_THE_TRAINER = {
-    "backward", "compile", "evaluate", "fit", "fit_generator", "forward", "gradients", "partial_fit", "score", "step",
-    "train", "train_on_batch", "train_step", "update",
+    "backward", "compile", "evaluate", "fit", "fit_generator", "forward", "gradient_norms", "gradients", "partial_fit",
+    "score", "step", "train", "train_on_batch", "train_step", "update",
 }  # fmt: skip
 
 

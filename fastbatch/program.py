@@ -6,6 +6,7 @@ A backend that is fast on its own offers a fused program; its contract is to equ
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import RLock
 
@@ -17,9 +18,9 @@ from .checks import as_inputs, count, weight_unit
 from .errors import ArgumentError, DivergenceError
 from .model import Sequential
 from .plan import Plan, Stage, make_plan
-from .protocol import Backend, Feed, Program, State, Sums
+from .protocol import Backend, Feed, PerSample, Program, State, Sums
 
-__all__ = ["ComposedProgram", "make_program", "predict", "predict_rows"]
+__all__ = ["ComposedProgram", "gradient_norms", "make_program", "predict", "predict_rows"]
 
 Array = np.ndarray
 
@@ -77,7 +78,8 @@ class ComposedProgram:
     def _masked(self, a: Array, mask: Array, stage: Stage) -> Array:
         return np.where(mask, a * a.dtype.type(256 / stage.threshold), 0).astype(a.dtype, copy=False)
 
-    def _backward(self, da: Array, traces: list[_Trace], gradient: Array) -> None:
+    def _backward(self, da: Array, traces: list[_Trace], gradient: Array, rows: PerSample | None = None) -> None:
+        layer = sum(stage.has_dense for stage in self.plan.stages)
         for trace in reversed(traces):
             stage = trace.stage
             if trace.mask is not None:
@@ -86,12 +88,43 @@ class ComposedProgram:
                 w, _ = self._affine(stage, self.state.parameters)
                 dw, db = self._affine(stage, gradient)
                 dx = np.empty_like(trace.x) if stage.needs_dx else None
-                self.kernels.dense_backward(da, trace.x, w, trace.saved, stage.activation, dw, db, dx)
+                layer -= 1
+                if rows is not None:
+                    self._norms(da, trace, layer, rows)
+                if rows is not None and rows.scale is not None:
+                    # once for dx, whose dw is dropped, and once for dw
+                    scratch = np.zeros_like(dw)
+                    self.kernels.dense_backward(da, trace.x, w, trace.saved, stage.activation, scratch, None, dx)
+                    da = self._scaled(da, rows.scale)
+                    self.kernels.dense_backward(da, trace.x, w, trace.saved, stage.activation, dw, db, None)
+                else:
+                    self.kernels.dense_backward(da, trace.x, w, trace.saved, stage.activation, dw, db, dx)
                 if dx is None:
                     return
                 da = dx
             elif trace.saved is not None:
                 da = da * stage.activation.slope(trace.saved)
+
+    @np.errstate(all="ignore")
+    def _norms(self, da: Array, trace: _Trace, layer: int, rows: PerSample) -> None:
+        if rows.input_norms is not None:
+            rows.input_norms[layer] = np.square(trace.x, dtype=np.float64).sum(axis=1)
+        if rows.delta_norms is not None:
+            dz = da if trace.saved is None else da * trace.stage.activation.slope(trace.saved)
+            rows.delta_norms[layer] = np.square(dz, dtype=np.float64).sum(axis=1)
+
+    @np.errstate(all="ignore")
+    def _scaled(self, da: Array, scale: Array) -> Array:
+        return da * scale[:, None]
+
+    @np.errstate(all="ignore")
+    def _losses(self, outputs: Array, y: Array, weight: Array | None, rows: PerSample) -> None:
+        loss, _, share = self.plan.loss.rows(outputs, y)
+        weight = np.ones(len(y)) if weight is None else weight
+        if rows.loss is not None:
+            rows.loss[:] = weight * loss
+        if rows.weight is not None:
+            rows.weight[:] = weight * share
 
     def _batch(self, feed: Feed, rows: slice) -> tuple[Array, Array, Array | None]:
         index = rows if feed.order is None else feed.order[rows]
@@ -122,13 +155,24 @@ class ComposedProgram:
                 return step + 1
         return last
 
-    def accumulate(self, feed: Feed, first_row: int, gradient: Array, sums: Sums | None = None) -> Sums:
+    def accumulate(
+        self,
+        feed: Feed,
+        first_row: int,
+        gradient: Array | None,
+        sums: Sums | None = None,
+        rows: PerSample | None = None,
+    ) -> Sums:
         before = sums or Sums()
+        if gradient is None:
+            gradient = np.zeros(self.plan.num_parameters, feed.x.dtype)
         x, y, weight = self._batch(feed, slice(0, feed.rows))
         outputs, traces = self._forward(x, first_row, training=True)
         da = np.empty_like(outputs)
         piece = self.kernels.loss(outputs, y, self.plan.loss, weight, da)
-        self._backward(da, traces, gradient)
+        if rows is not None:
+            self._losses(outputs, y, weight, rows)
+        self._backward(da, traces, gradient, rows)
         return Sums(before.loss + piece.loss, before.weight + piece.weight)
 
     def forward(self, x: Array, first_row: int, training: bool) -> Array:
@@ -199,7 +243,8 @@ def _inference_program(model: Sequential) -> Program:
     return cached[1]
 
 
-# Rows whose activations are alive together in predict: enough to amortise a call, small enough for the caches.
+# Rows whose activations are alive together in predict and gradient_norms: enough to amortise a call, small enough for
+# the caches.
 PREDICT_ROWS = 4096
 
 
@@ -220,6 +265,25 @@ def predict_rows(program: Program, x: Array, outputs: int, block: int = PREDICT_
     for start in range(0, len(x), block):
         program.predict(x[start : start + block], out[start : start + block])
     return out
+
+
+@np.errstate(all="ignore")
+def gradient_norms(program: Program, feed: Feed, biases: Sequence[bool]) -> Array:
+    """Norm of each row's own loss gradient (n,) float64, without its weight, for rows that have passed the door.
+
+    `biases` says of each dense layer whether it has one. The first row of `feed` is row 0 of the logical batch.
+    """
+    squares, total = np.empty(feed.rows), np.empty(feed.rows)
+    for start in range(0, feed.rows, PREDICT_ROWS):
+        part = slice(start, start + PREDICT_ROWS)
+        x, y = feed.x[part], feed.y[part]
+        inputs, deltas = np.empty((2, len(biases), len(x)))
+        rows = PerSample(weight=total[part], input_norms=inputs, delta_norms=deltas)
+        program.accumulate(Feed(x, y, batch=len(x)), start, None, rows=rows)
+        inputs += np.array(biases)[:, None]  # a bias is a weight whose input is 1
+        squares[part] = np.einsum("ln,ln->n", inputs, deltas)
+    # a class weight is a weight like any other; where it is 0 there is no gradient
+    return np.divide(np.sqrt(squares), total, out=np.zeros_like(squares), where=total > 0)
 
 
 Sequential._predict = staticmethod(predict)

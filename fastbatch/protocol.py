@@ -10,7 +10,7 @@ import numpy as np
 from . import ops
 from .plan import Plan
 
-__all__ = ["Backend", "Feed", "Program", "State", "Sums"]
+__all__ = ["Backend", "Feed", "PerSample", "Program", "State", "Sums"]
 
 Array = np.ndarray
 
@@ -81,6 +81,42 @@ class Sums:
         return self.loss / self.weight if self.weight else 0.0
 
 
+@dataclass
+class PerSample:
+    """What `accumulate` is asked for, or told, of each of the B rows of its feed; what is None costs nothing.
+
+    The arrays are the caller's, of exactly these shapes and dtypes, index 0 being the first row of the feed. The last
+    axis is contiguous, so a stretch of a longer array will do. Numbers are written over what was there; their bits do
+    not depend on threads or, where those of the outputs do not, on the rows beside them.
+
+    Row i's gradient is the outer product of the input and the delta of each dense stage, so its squared norm is the sum
+    over these stages of ``delta_norms * (input_norms + 1)``, without the 1 where there is no bias (Goodfellow 2015,
+    arXiv:1510.01799). It is that of the row's term of the gradient sum: of the loss times the row's weight.
+
+    Attributes
+    ----------
+    loss : (B,) ndarray of float64, optional
+        Loss of each row times its weight; their sum is `Sums.loss`.
+    weight : (B,) ndarray of float64, optional
+        Each row's share of the total weight, row weight times class weight; their sum is `Sums.weight`.
+    input_norms : (L, B) ndarray of float64, optional
+        Squared Euclidean norm of what each of the L dense stages read, behind the dropout before it: what the weights'
+        gradient multiplies. Stages in the order of the model.
+    delta_norms : (L, B) ndarray of float64, optional
+        Squared Euclidean norm of each dense stage's dz, the gradient of `loss` with respect to its pre-activation: with
+        the row's weight, before `scale`.
+    scale : (B,) ndarray of the plan's dtype, optional
+        Row i enters dw and db times ``scale[i]``. Nothing else sees it: sums, losses, norms and the deltas passed down
+        are those without.
+    """
+
+    loss: Array | None = None
+    weight: Array | None = None
+    input_norms: Array | None = None
+    delta_norms: Array | None = None
+    scale: Array | None = None
+
+
 class Lock(Protocol):
     """A reentrant lock, such as threading.RLock. Its methods are functions in C: Ctrl-C is not heard in them."""
 
@@ -115,9 +151,17 @@ class Program(Protocol):
         Adds to `sums`. Raises DivergenceError before the failing update changes anything.
         """
 
-    def accumulate(self, feed: Feed, first_row: int, gradient: Array, sums: Sums | None = None) -> Sums:
+    def accumulate(
+        self,
+        feed: Feed,
+        first_row: int,
+        gradient: Array | None,
+        sums: Sums | None = None,
+        rows: PerSample | None = None,
+    ) -> Sums:
         """Add the gradient sums of all rows of `feed`, one piece of a logical batch, to `gradient` (N,).
 
+        Without a `gradient` the weights' gradients, a third of the work, are not computed: for what `rows` asks alone.
         Returns `sums`, those of the pieces before, with this one added.
         """
 

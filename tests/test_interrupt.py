@@ -187,6 +187,7 @@ GUARDED = {
     "step": lambda t, x, y: t.step(x, y),
     "partial_fit": lambda t, x, y: t.partial_fit(x, y),
     "gradients": lambda t, x, y: t.gradients(x, y),
+    "gradient_norms": lambda t, x, y: t.gradient_norms(x, y),
     "forward": lambda t, x, y: t.forward(x),
     "backward": lambda t, x, y: t.backward(y),
     "update": lambda t, x, y: t.update(),

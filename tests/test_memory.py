@@ -13,7 +13,7 @@ from cases import OPTIMIZERS, SUBJECTS, NetCase, few_nets, parametrize
 
 from fastbatch.plan import training_arena
 from fastbatch.program import ComposedProgram
-from fastbatch.protocol import Feed, State, Sums
+from fastbatch.protocol import Feed, PerSample, State, Sums
 
 
 def resident() -> int:
@@ -70,6 +70,7 @@ def test_repeated_runs_do_not_grow(subject):
     def work() -> None:
         program.run(feed, 0, feed.steps, 1e-3, 1e6, sums)
         program.accumulate(feed, 0, gradient)
+        program.accumulate(feed, 0, None, rows=PerSample(loss=np.empty(96), input_norms=np.empty((2, 96))))
         program.backward(program.forward(feed.x, 0, training=True), gradient)
         program.predict(feed.x, np.empty((96, case.O), np.float32))
 

@@ -178,6 +178,7 @@ CALLS = {
     "model.predict": lambda t, x, y: t.model.predict(x),
     "evaluate": lambda t, x, y: t.evaluate(x, y)["loss"],
     "gradients": lambda t, x, y: t.gradients(x, y)[1],
+    "gradient_norms": lambda t, x, y: t.gradient_norms(x, y),
     "forward": lambda t, x, y: t.forward(x),
     "backward": lambda t, x, y: (t.backward(t.forward(x)), t.update(), t.model.parameters.copy())[2],
     "step": lambda t, x, y: (t.step(x, y), t.model.parameters.copy())[1],

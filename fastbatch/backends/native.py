@@ -9,7 +9,7 @@ import numpy as np
 from .. import _native, ops, threads
 from ..errors import ArgumentError, BackendError, DivergenceError, did_you_mean
 from ..plan import ALIGNMENT, Plan, inference_arena, training_arena
-from ..protocol import Feed, State, Sums
+from ..protocol import Feed, PerSample, State, Sums
 
 __all__ = ["FusedProgram", "Native"]
 
@@ -204,14 +204,21 @@ class FusedProgram:
             raise self._diverged(status, value)
         return step
 
-    def accumulate(self, feed: Feed, first_row: int, gradient: Array, sums: Sums | None = None) -> Sums:
+    def accumulate(
+        self,
+        feed: Feed,
+        first_row: int,
+        gradient: Array | None,
+        sums: Sums | None = None,
+        rows: PerSample | None = None,
+    ) -> Sums:
         before = sums or Sums()
         self._training.pending = None
         threads_ = self._threads(feed.rows)
         self._reserve(feed.rows, threads_)
         return Sums(
             *self._training.accumulate(
-                feed.x, feed.y, feed.weight, first_row, gradient, threads_, before.loss, before.weight
+                feed.x, feed.y, feed.weight, first_row, gradient, threads_, before.loss, before.weight, rows
             )
         )
 

@@ -16,7 +16,7 @@ from ..data.splits import validation_split as split_rows
 from ..errors import ArgumentError, DivergenceError, ShapeError, named_keywords
 from ..model import Sequential
 from ..plan import make_plan
-from ..program import PREDICT_ROWS, make_program, predict_rows
+from ..program import PREDICT_ROWS, gradient_norms, make_program, predict_rows
 from ..protocol import Feed, State, Sums
 from .callbacks import Callback
 from .door import Data, Exclusive, feed_of, hooks_of
@@ -393,6 +393,41 @@ class Trainer:
                 total = self._program.accumulate(feed, start, gradient, total)
             gradient *= gradient.dtype.type(1 / total.weight if total.weight else 0)
             return total.mean(), gradient
+
+    @named_keywords
+    def gradient_norms(self, x, y) -> Array:
+        """Euclidean norm of each sample's own loss gradient over all parameters; nothing changes.
+
+        Element i is the norm of ``gradients(x[i:i+1], y[i:i+1])[1]``, but for dropout, which draws for each row what
+        the next update on `x` would. No gradient is formed: that of a dense layer is the outer product of its input x
+        and its delta dz, so ``norm^2 = sum over the dense layers of |dz|^2 (|x|^2 + 1)``, without the 1 where the layer
+        has no bias [1]_. Costs two thirds of :meth:`gradients`.
+
+        Parameters
+        ----------
+        x, y
+            As in :meth:`step`.
+
+        Returns
+        -------
+        (B,) ndarray of float64
+            Summed in float64, from inputs and deltas of the model's dtype. No bit depends on the number of threads, or
+            on the c backend, dropout aside, on the rows beside a row.
+
+        Raises
+        ------
+        ShapeError, DTypeError, DataError, BusyError
+
+        References
+        ----------
+        .. [1] I. Goodfellow, "Efficient per-example gradient computations", 2015, arXiv:1510.01799.
+        """
+        with self._busy:
+            data = self._data(x, y)
+            self._forward_shape = None
+            return gradient_norms(
+                self._program, Feed(data.x, data.y, batch=len(data.x)), [b is not None for _, b in self.model.weights]
+            )
 
     @named_keywords
     def forward(self, x, training: bool = True) -> Array:

@@ -236,7 +236,8 @@ static void accumulate(const fb_kernels *k, test *t)
 {
     const fb_network net = network_of(k, t);
     const fb_feed feed = feed_of(k, t);
-    const fb_sums sums = fb_accumulate(&net, at(t, "arena"), &feed, 0, at(t, "gradient"), t->thread_count, (fb_sums){0});
+    const fb_sums sums = fb_accumulate(&net, at(t, "arena"), &feed, 0, at(t, "gradient"), t->thread_count, (fb_sums){0},
+                                         NULL);
     memcpy(at(t, "sums"), &sums, sizeof sums);
 }
 
