@@ -33,6 +33,7 @@ $(eval $(call ulp_of,ulp,$$(CC)))
 $(eval $(call ulp_of,ulp-arm,$$(ARM_CC)))
 
 .PHONY: help build test test-driver test-arm ulp ulp-arm bench lint format sanitize clean
+.PHONY: help build test bench peers growth grid memory readme lint format sanitize clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1:\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -58,8 +59,23 @@ ulp-arm: build/ulp-arm/ulp  ## every 97th float32 on the emulated AArch64 target
 	$(ARM_EMULATOR) $< 97 $$(nproc) >build/ulp-arm/found.txt
 	$(PYTHON) $(ACCURACY)/document.py aarch64 <build/ulp-arm/found.txt
 
-bench:  ## time per step and of predict, with pytest-benchmark
-	$(PYTHON) -m pytest benchmarks --benchmark-only
+bench:  ## kernels, steps, epochs, predict, calls, import, with pytest-benchmark
+	$(PYTHON) -m pytest benchmarks --benchmark-only $(ARGS)
+
+peers:  ## fastbatch beside every installed peer: `fastbatch bench`; ARGS=--quick for four workloads
+	$(PYTHON) -m fastbatch bench $(ARGS)
+
+growth:  ## time per step against batch, width, depth, threads -> docs/growth.svg
+	$(PYTHON) benchmarks/growth.py $(ARGS)
+
+grid:  ## look for the networks where fastbatch does worst; ARGS='--seconds 3600'
+	$(PYTHON) benchmarks/grid.py $(ARGS)
+
+memory:  ## peak memory beside the peers
+	$(PYTHON) benchmarks/memory.py $(ARGS)
+
+readme:  ## measure again what README.md shows; on a quiet machine
+	$(PYTHON) benchmarks/readme.py $(ARGS)
 
 lint:  ## ruff (lint and format) and mypy
 	$(PYTHON) -m ruff check
@@ -78,7 +94,7 @@ sanitize: export CC = gcc
 sanitize:  ## run the tests against a build with the address and undefined-behaviour sanitizers (gcc)
 	rm -rf $(SANITIZE_DIR)
 	mkdir -p $(SANITIZE_DIR)
-	cp -r csrc fastbatch tests Makefile setup.py pyproject.toml README.md LICENSE $(SANITIZE_DIR)
+	cp -r csrc fastbatch tests Makefile setup.py pyproject.toml README.md DESIGN.md LICENSE $(SANITIZE_DIR)
 	rm -f $(SANITIZE_DIR)/fastbatch/_native*.so
 	cd $(SANITIZE_DIR) && DEBUG=1 SANITIZE=address,undefined $(PYTHON) setup.py build_ext --inplace
 	cd $(SANITIZE_DIR) && \

@@ -111,6 +111,8 @@ typedef struct fb_kernels {
     void (*row_norms)(int64_t rows, int64_t width, const void *x, int64_t ld, double *norms);
     /* Row r of x (rows, width) *= scale[r]. */
     void (*scale_rows)(int64_t rows, int64_t width, void *x, int64_t ld, const void *scale);
+    /* Multiply-adds in registers, for the ceiling; returns the flops made, adds to `sum` so that they are made. */
+    int64_t (*multiply_adds)(int64_t loops, double *sum);
     double limit;              /* largest finite element */
 } fb_kernels;
 
@@ -208,5 +210,11 @@ typedef void (*fb_task)(void *context, int thread, int threads);
 int fb_parallel(fb_task task, void *context, int threads);
 /* All threads of the running task; may be called any number of times. */
 void fb_wait_for_all(int threads);
+
+/* -- this machine at its best (measure.c) --------------------------------------------------------------------------- */
+/* GFLOP/s of multiply-adds in registers on `threads` threads together; NaN when fewer could be had. */
+double fb_measure_peak(const fb_kernels *kernels, int threads, int64_t loops);
+/* Nanoseconds of one barrier between `threads` threads; NaN when fewer could be had. */
+double fb_measure_barrier(int threads, int64_t loops);
 
 #endif

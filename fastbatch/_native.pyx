@@ -94,6 +94,8 @@ cdef extern from "fastbatch.h" nogil:
     int fb_update(const fb_network *, const char *, double, double, int)
     void fb_predict(const fb_network *, char *, int64_t, int64_t, const fb_feed *, int)
     void fb_permutation(const fb_kernels *, int64_t, uint64_t, unsigned int, int64_t, int64_t, int64_t *)
+    double fb_measure_peak(const fb_kernels *, int, int64_t)
+    double fb_measure_barrier(int, int64_t)
     int FB_OK, FB_LOSS_NOT_FINITE, FB_GRADIENT_NOT_FINITE, FB_BLOCK_ROWS, FB_BLOCK_COLUMNS, FB_BLOCK_DEPTH
 
 cdef extern from "simd/fpmode.h" nogil:
@@ -127,6 +129,23 @@ def targets():
     while row.name != NULL:
         found[row.name.decode()] = bool(row.usable)
         row += 1
+    return found
+
+
+def measure_peak(str target, int threads=1, int64_t loops=200_000):
+    """GFLOP/s of multiply-adds in registers on `threads` threads together; NaN when the pool cannot give them."""
+    cdef const fb_kernels *k = fb_find_target(target.encode()).f32
+    cdef double found
+    with nogil:
+        found = fb_measure_peak(k, threads, loops)
+    return found
+
+
+def measure_barrier(int threads, int64_t loops=10_000):
+    """Nanoseconds of one barrier between `threads` threads; NaN when the pool cannot give them."""
+    cdef double found
+    with nogil:
+        found = fb_measure_barrier(threads, loops)
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from .info import info
 from .layers import Dense, Dropout
 from .model import Sequential
 from .ops.optimizers import AdamW
+from .picture import check_picture
 from .training import Trainer
 
 __all__ = ["demo"]
@@ -33,19 +33,12 @@ def _check(out: str | os.PathLike, epochs: int, seed: int) -> None:
     """Everything that could fail after the training has been waited for."""
     try:
         import sklearn  # noqa: F401
-        from matplotlib.figure import Figure
     except ImportError as error:
-        raise BackendError(
-            f"the demo needs scikit-learn and matplotlib: pip install 'fastbatch[demo]' ({error})"
-        ) from error
+        raise BackendError(f"the demo needs scikit-learn: pip install 'fastbatch[demo]' ({error})") from error
     count("epochs", epochs)
     if not 0 <= seed < 2**32:
         raise ArgumentError(f"seed: expected an integer in [0, 2**32), got {seed}")
-    endings = Figure().canvas.get_supported_filetypes()
-    if Path(out).suffix[1:] not in endings:
-        raise ArgumentError(f"out: expected a file name ending in .{', .'.join(sorted(endings))}; got {out}")
-    if not Path(out).absolute().parent.is_dir():
-        raise ArgumentError(f"out: expected a folder that exists, got {Path(out).parent}")
+    check_picture("out", out, "demo")
 
 
 def demo(out: str | os.PathLike = "fastbatch_demo.png", epochs: int = 60, seed: int = 0) -> float:

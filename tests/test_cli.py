@@ -12,7 +12,7 @@ import pytest
 import fastbatch as fb
 from fastbatch.cli import main
 
-OPTIONAL = ["torch", "sklearn", "matplotlib", "pandas", "tqdm", "safetensors", "numba", "scipy"]
+OPTIONAL = ["torch", "jax", "sklearn", "matplotlib", "pandas", "tqdm", "safetensors", "numba", "scipy", "threadpoolctl"]
 
 
 def _run(*arguments, **environment):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -148,7 +149,10 @@ def test_unknown_names_list_the_registry(lookup):
 @needs_c
 def test_targets_run_what_they_say():
     targets = native().targets()
-    assert list(targets) == re.findall(r"^TARGET\((\w+)", (ROOT / "csrc/targets/targets.def").read_text(), re.MULTILINE)
+    text = (ROOT / "csrc/targets/targets.def").read_text()
+    elsewhere = {"x86_64": "aarch64", "aarch64": "x86_64"}.get(platform.machine(), "aarch64|x86_64")
+    here = re.sub(rf"#if defined\(__({elsewhere})__\)\n.*?#endif", "", text, flags=re.DOTALL)
+    assert list(targets) == re.findall(r"^TARGET\((\w+)", here, re.MULTILINE)
     assert any(targets.values())
     for name in targets:
         assert (ROOT / "csrc" / "targets" / f"{name}_f32.c").exists()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-__all__ = ["BY_NAME", "WORKLOADS", "Workload"]
+from ..errors import unknown_name
+
+__all__ = ["BY_NAME", "QUICK", "WORKLOADS", "Workload", "select"]
 
 
 @dataclass(frozen=True)
@@ -17,8 +20,8 @@ class Workload:
     ----------
     dims : tuple of int
         Widths from inputs to outputs.
-    act : {"relu", "tanh"}
-        Of the hidden layers.
+    act : str
+        Activation of the hidden layers.
     loss : {"mse", "ce"}
         "ce" is cross entropy with integer labels.
     opt : {"sgd", "adam"}
@@ -80,3 +83,39 @@ WORKLOADS = [
     Workload("online-16-32-1-b1-sgd", (16, 32, 1), "tanh", "mse", "sgd", 1, 5000, 1e-2),
 ]
 BY_NAME = {w.name: w for w in WORKLOADS}
+
+# One of each kind: bound by calls, small, by the passes over memory, by the matrix products
+QUICK = (
+    "tiny-4-32-16-1-b16-adam",
+    "torch144633-10-46-46-10-b128-adam",
+    "mnist-784-128-10-b32-adam",
+    "mnist-784-512-256-10-b128-adam",
+)
+
+
+def select(names: Sequence[str] = (), quick: bool = False, heavy: bool = False) -> list[Workload]:
+    """The workloads whose name holds one of `names`, or without names all but the heavy ones.
+
+    Parameters
+    ----------
+    names : sequence of str
+    quick : bool
+        A quarter of the steps per epoch; without names, four workloads.
+    heavy : bool
+        The heavy ones too.
+
+    Raises
+    ------
+    ArgumentError
+        For a name that no workload holds.
+    """
+    for name in names:
+        if not any(name in workload.name for workload in WORKLOADS):
+            raise unknown_name("workload", name, BY_NAME)
+    if names:
+        chosen = [w for w in WORKLOADS if any(name in w.name for name in names)]
+    elif quick:
+        chosen = [BY_NAME[name] for name in QUICK]
+    else:
+        chosen = [w for w in WORKLOADS if heavy or not w.heavy]
+    return [replace(w, steps=max(5, w.steps // 4)) for w in chosen] if quick else chosen
