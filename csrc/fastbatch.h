@@ -134,6 +134,57 @@ typedef struct fb_target {
 const fb_target *fb_targets(void);
 const fb_target *fb_find_target(const char *name);
 
+/* -- threads (pool.c) ----------------------------------------------------------------------------------------------- */
+typedef void (*fb_task)(void *context, int thread, int threads);
+/* What to do about a helper that sleeps: leave it, unless the caller comes back so soon that it would be of use then; go
+ * on without it and wake it for the next task; or start with it, which costs the first barrier 50 to 80 us. */
+typedef enum fb_patience { FB_TAKE_AWAKE, FB_WAKE_PARKED, FB_WAIT_FOR_PARKED } fb_patience;
+/* Runs task on up to `threads` threads, the caller being thread 0, and returns how many: fewer where other callers have
+ * their share of the CPUs, where helpers are parked, or cannot be started. */
+int fb_parallel(fb_task task, void *context, int threads, fb_patience patience);
+/* All threads of the running task; may be called any number of times. */
+void fb_wait_for_all(int threads);
+/* For thread 0: the task had better end soon and start anew, because other callers have come or a helper has woken. */
+int fb_team_is_stale(void);
+/* CPUs granted to the process besides its affinity mask (0: no limit), and whether to take thread counts literally. */
+void fb_set_thread_policy(int quota, int exact);
+int fb_exact(void);
+/* Flops from which on it pays to wait for a helper that sleeps: about 200 us of one core. */
+#define FB_WORTH_WAKING 1e7
+
+/* -- how many threads (tune.c) -------------------------------------------------------------------------------------- */
+/* What was measured of one program and one size of batch. Zero is a valid start. */
+typedef struct fb_tuner {
+    int threads;               /* the choice */
+    int most;                  /* that is tried */
+    int other;                 /* what it is being compared with; 0 when nothing is */
+    int turn, stride, misses;  /* of the comparison */
+    int upward;                /* next time compare with more threads, not fewer */
+    int64_t next;              /* time of the next comparison, ns */
+    double lost;               /* ns that the comparison has cost beyond the choice */
+    double rate;               /* ns per row with the choice, when last seen; 0 when not yet */
+    double rates[2][3];        /* of the comparison: choice, other */
+    double ns, rows;           /* with the choice since the last comparison */
+    double mean;               /* ns per row of those, when the comparison began; 0 when they were too few */
+    int former;                /* choice, while the new one is on trial; 0 when none is */
+    double former_rate;        /* what the new one must not exceed */
+} fb_tuner;
+
+/* A stretch of steps to run, and how. */
+typedef struct fb_stretch {
+    int threads;
+    fb_patience patience;
+    int64_t steps;             /* at most */
+    int64_t until;             /* time, ns: stop between steps then */
+} fb_stretch;
+
+/* The next of up to `steps` steps of `batch` rows. `most` threads are the start and the bound, `flops` is the work of a
+ * step, `now` CLOCK_MONOTONIC in ns. */
+fb_stretch fb_choose_threads(fb_tuner *tuner, int most, int64_t steps, int64_t batch, double flops,
+                             int64_t now);
+/* What became of it: threads that ran, rows done, time taken. */
+void fb_report(fb_tuner *tuner, fb_stretch stretch, int threads, int64_t rows, int64_t ns, int64_t now);
+
 /* -- programs (run.c) ----------------------------------------------------------------------------------------------- */
 typedef struct fb_network {
     const fb_kernels *kernels;
@@ -182,9 +233,10 @@ typedef struct fb_outcome {
     int threads;               /* that ran */
 } fb_outcome;
 
-/* Steps [first, last) of one pass over the feed; stops between steps once budget_ns have passed. */
+/* Steps [first, last) of one pass over the feed; stops between steps once budget_ns have passed. On
+ * up to `threads` threads, as many as the tuner finds best. */
 fb_outcome fb_run(const fb_network *net, char *arena, const fb_feed *feed, int64_t first, int64_t last, double lr,
-                  int64_t budget_ns, int threads, fb_sums *sums);
+                  int64_t budget_ns, int threads, fb_tuner *tuner, fb_sums *sums);
 /* gradient (N,) += sums over all rows of the feed as one batch whose first logical row is first_row; returns `sums`
  * continued row by row. Without a gradient dw is not computed; samples may be NULL. */
 fb_sums fb_accumulate(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, char *gradient,
@@ -204,12 +256,11 @@ void fb_predict(const fb_network *net, char *arena, int64_t arena_bytes, int64_t
  * is heard (order.c; fastbatch/ops/random.py is the specification) */
 void fb_permutation(const fb_kernels *kernels, int64_t n, uint64_t seed, uint32_t epoch, int64_t begin, int64_t end, int64_t *order);
 
-/* -- threads (pool.c) ----------------------------------------------------------------------------------------------- */
-typedef void (*fb_task)(void *context, int thread, int threads);
-/* Runs task on up to `threads` threads, the caller being thread 0; fewer when the pool is in use or cannot grow. */
-int fb_parallel(fb_task task, void *context, int threads);
-/* All threads of the running task; may be called any number of times. */
-void fb_wait_for_all(int threads);
+/* -- this machine at its best (measure.c) --------------------------------------------------------------------------- */
+/* GFLOP/s of multiply-adds in registers on `threads` threads together; NaN when fewer could be had. */
+double fb_measure_peak(const fb_kernels *kernels, int threads, int64_t loops);
+/* Nanoseconds of one barrier between `threads` threads; NaN when fewer could be had. */
+double fb_measure_barrier(int threads, int64_t loops);
 
 /* -- this machine at its best (measure.c) --------------------------------------------------------------------------- */
 /* GFLOP/s of multiply-adds in registers on `threads` threads together; NaN when fewer could be had. */

@@ -43,13 +43,13 @@ static void barriers(void *context, int thread, int threads)
 double fb_measure_peak(const fb_kernels *kernels, int threads, int64_t loops)
 {
     measured round = {.kernels = kernels, .loops = loops};
-    if (fb_parallel(multiply_adds, &round, threads) != threads) return __builtin_nan("");
+    if (fb_parallel(multiply_adds, &round, threads, FB_WAIT_FOR_PARKED) != threads) return __builtin_nan("");
     return (double)round.flops * threads / (double)round.ns;
 }
 
 double fb_measure_barrier(int threads, int64_t loops)
 {
     measured round = {.loops = loops};
-    if (fb_parallel(barriers, &round, threads) != threads) return __builtin_nan("");
+    if (fb_parallel(barriers, &round, threads, FB_WAIT_FOR_PARKED) != threads) return __builtin_nan("");
     return (double)round.ns / (double)loops;
 }

@@ -360,7 +360,7 @@ static void run(void *context, int t, int threads)
                 f->sums.weight += weight / unit;
                 f->outcome.next = s + 1;
                 *net->steps = made + s - f->first + 1;
-                f->stop = (s - f->first + 1) % look_every == 0 && now_ns() >= f->deadline;
+                f->stop = (s - f->first + 1) % look_every == 0 && (now_ns() >= f->deadline || fb_team_is_stale());
             } else {
                 f->outcome.value = status == FB_LOSS_NOT_FINITE ? loss * scale : __builtin_inf();
                 f->stop = 1;
@@ -372,18 +372,37 @@ static void run(void *context, int t, int threads)
     fp_leave(mode);
 }
 
+static double step_flops(const fb_network *net, int64_t rows) { return 6.0 * (double)rows * (double)net->parameter_count; }
+
 fb_outcome fb_run(const fb_network *net, char *arena, const fb_feed *feed, int64_t first, int64_t last, double lr,
-                  int64_t budget_ns, int threads, fb_sums *sums)
+                  int64_t budget_ns, int threads, fb_tuner *tuner, fb_sums *sums)
 {
     lane lanes[FB_MAX_THREADS];
     frame f = make_frame(net, arena, feed);
     f.lanes = lanes;
-    f.first = f.outcome.next = first;
-    f.last = last;
+    f.outcome.next = first;
     f.lr = lr;
-    f.deadline = now_ns() + budget_ns;
     f.sums = *sums;
-    f.outcome.threads = fb_parallel(run, &f, threads);
+    const int tuned = threads > 1 && !fb_exact();
+    int64_t now = now_ns();
+    const int64_t deadline = now + budget_ns;
+    do { /* in stretches, between which the number of threads may change; the bits do not */
+        fb_stretch stretch = {threads, FB_WAIT_FOR_PARKED, INT64_MAX, INT64_MAX};
+        if (tuned)
+            stretch = fb_choose_threads(tuner, threads, last - f.outcome.next, feed->batch,
+                                        step_flops(net, feed->batch), now);
+        f.first = f.outcome.next;
+        f.last = stretch.steps < last - f.first ? f.first + stretch.steps : last;
+        f.deadline = stretch.until < deadline ? stretch.until : deadline;
+        f.stop = 0;
+        const int used = fb_parallel(run, &f, stretch.threads, stretch.patience);
+        if (!tuned || stretch.threads == tuner->threads || !f.outcome.threads) f.outcome.threads = used;
+        if (f.outcome.next == last && !tuned) break;
+        const int64_t end = now_ns();
+        if (tuned)
+            fb_report(tuner, stretch, used, (f.outcome.next - f.first) * feed->batch, end - now, end);
+        now = end;
+    } while (f.outcome.status == FB_OK && f.outcome.next < last && now < deadline);
     *sums = f.sums;
     return f.outcome;
 }
@@ -414,6 +433,13 @@ static void per_sample(const frame *f, range rows)
     }
 }
 
+/* A task of about `flops` per row and parameter: short ones do not wait for a helper that sleeps. */
+static void parallel(fb_task task, frame *f, int threads, double flops, int64_t rows)
+{
+    flops *= (double)rows * (double)f->net->parameter_count;
+    fb_parallel(task, f, threads, flops > FB_WORTH_WAKING ? FB_WAIT_FOR_PARKED : FB_TAKE_AWAKE);
+}
+
 static void accumulate_all(void *context, int t, int threads)
 {
     frame *f = context;
@@ -439,7 +465,7 @@ fb_sums fb_accumulate(const fb_network *net, char *arena, const fb_feed *feed, i
     f.first_row = first_row;
     f.gradient = gradient;
     f.samples = samples;
-    fb_parallel(accumulate_all, &f, threads);
+    parallel(accumulate_all, &f, threads, 6, feed->rows);
     return f.sums;
 }
 
@@ -455,7 +481,7 @@ void fb_forward(const fb_network *net, char *arena, const fb_feed *feed, int64_t
 {
     frame f = make_frame(net, arena, feed);
     f.first_row = first_row;
-    fb_parallel(forward_all, &f, threads);
+    parallel(forward_all, &f, threads, 2, feed->rows);
 }
 
 static void backward_all(void *context, int t, int threads)
@@ -481,7 +507,7 @@ void fb_backward(const fb_network *net, char *arena, const fb_feed *feed, int64_
     f.dz = dz;
     f.dz_stride = dz_stride;
     f.gradient = gradient;
-    fb_parallel(backward_all, &f, threads);
+    parallel(backward_all, &f, threads, 4, feed->rows);
 }
 
 static void update_all(void *context, int t, int threads)
@@ -509,7 +535,7 @@ int fb_update(const fb_network *net, const char *gradient, double scale, double 
     f.gradient = (char *)gradient; /* read only here */
     f.scale = scale;
     f.lr = lr;
-    fb_parallel(update_all, &f, threads);
+    parallel(update_all, &f, threads, 10, 1);
     if (f.outcome.status == FB_OK) ++*net->steps;
     return f.outcome.status;
 }
@@ -532,5 +558,5 @@ void fb_predict(const fb_network *net, char *arena, int64_t arena_bytes, int64_t
     f.training = 0;
     f.arena_bytes = arena_bytes;
     f.block = block;
-    fb_parallel(predict_all, &f, threads);
+    parallel(predict_all, &f, threads, 2, feed->rows);
 }

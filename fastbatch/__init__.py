@@ -23,6 +23,9 @@ from .training import Callback, History, LambdaCallback, ProgressBar, Trainer
 
 from . import kernels  # isort: skip  (needs the backends, which program.py has set up by now)
 from .info import info  # isort: skip
+from .threadpools import introduce as _introduce  # isort: skip
+
+_introduce(backends)
 
 __all__ = [
     "MLP",

@@ -3,6 +3,7 @@
 `backends/native.py` decides what is called."""
 
 from libc.stdint cimport int64_t, uint64_t
+cimport cython
 cimport numpy as cnp
 
 ctypedef char *address
@@ -86,16 +87,28 @@ cdef extern from "fastbatch.h" nogil:
         int status
         double value
         int threads
-    fb_outcome fb_run(const fb_network *, char *, const fb_feed *, int64_t, int64_t, double, int64_t, int, fb_sums *)
+    ctypedef enum fb_patience:
+        FB_TAKE_AWAKE, FB_WAKE_PARKED, FB_WAIT_FOR_PARKED
+    ctypedef struct fb_tuner:
+        int threads
+    ctypedef struct fb_stretch:
+        int threads
+        fb_patience patience
+        int64_t steps, until
+    fb_stretch fb_choose_threads(fb_tuner *, int, int64_t, int64_t, double, int64_t)
+    void fb_report(fb_tuner *, fb_stretch, int, int64_t, int64_t, int64_t)
+    void fb_set_thread_policy(int, int)
+    fb_outcome fb_run(const fb_network *, char *, const fb_feed *, int64_t, int64_t, double, int64_t, int, fb_tuner *,
+                      fb_sums *)
     fb_sums fb_accumulate(const fb_network *, char *, const fb_feed *, int64_t, char *, int, fb_sums,
                           const fb_per_sample *)
     void fb_forward(const fb_network *, char *, const fb_feed *, int64_t, int)
     void fb_backward(const fb_network *, char *, const fb_feed *, int64_t, const char *, int64_t, char *, int)
     int fb_update(const fb_network *, const char *, double, double, int)
     void fb_predict(const fb_network *, char *, int64_t, int64_t, const fb_feed *, int)
-    void fb_permutation(const fb_kernels *, int64_t, uint64_t, unsigned int, int64_t, int64_t, int64_t *)
     double fb_measure_peak(const fb_kernels *, int, int64_t)
     double fb_measure_barrier(int, int64_t)
+    void fb_permutation(const fb_kernels *, int64_t, uint64_t, unsigned int, int64_t, int64_t, int64_t *)
     int FB_OK, FB_LOSS_NOT_FINITE, FB_GRADIENT_NOT_FINITE, FB_BLOCK_ROWS, FB_BLOCK_COLUMNS, FB_BLOCK_DEPTH
 
 cdef extern from "simd/fpmode.h" nogil:
@@ -251,6 +264,35 @@ cdef class Kernels:
             fp_leave(mode)
 
 
+def set_thread_policy(int quota, bint exact):
+    """CPUs granted besides the affinity mask (0: no limit), and whether thread counts are taken literally."""
+    fb_set_thread_policy(quota, exact)
+
+
+@cython.auto_pickle(False)
+cdef class Tuner:
+    """What was measured of a program on different numbers of threads, by the power of two of its batch."""
+    cdef fb_tuner sizes[32]
+
+    cdef int size_of(self, int64_t batch) noexcept nogil:
+        cdef int size = 0
+        while batch > 1 and size < 31:
+            batch >>= 1
+            size += 1
+        return size
+
+    def choose(self, int most, int64_t steps, int64_t batch, double flops, int64_t now):
+        """Threads, whether to wait for parked helpers, steps and end of the next stretch; what fb_run asks."""
+        cdef fb_stretch stretch = fb_choose_threads(&self.sizes[self.size_of(batch)], most, steps, batch, flops, now)
+        return stretch.threads, stretch.patience == FB_WAIT_FOR_PARKED, stretch.steps, stretch.until
+
+    def report(self, int64_t batch, int asked, int threads, int64_t steps, int64_t ns, int64_t now):
+        """What became of it."""
+        cdef fb_stretch stretch
+        stretch.threads = asked
+        fb_report(&self.sizes[self.size_of(batch)], stretch, threads, steps * batch, ns, now)
+
+
 # -- the fast path: what can be used as it lies ------------------------------------------------------------------------
 
 cdef inline bint _plain(object array, int kind, int ndim) noexcept:
@@ -320,6 +362,7 @@ cdef class Network:
     cdef bint takes_labels, takes_shares
     cdef double flops_per_row
     cdef object allowed, limit
+    cdef Tuner tuner
     cdef Lock lock
     # of the arena
     cdef char *arena
@@ -349,6 +392,7 @@ cdef class Network:
         self.takes_shares = targets in ("classes", "binary")
         self.flops_per_row = flops_per_row
         self.allowed = allowed
+        self.tuner = Tuner()
         self.limit = limit
         self.lock = lock
         self.spares = []
@@ -399,7 +443,8 @@ cdef class Network:
         cdef fb_sums *total = <fb_sums *>cnp.PyArray_DATA(sums)
         cdef fb_outcome outcome
         with nogil:
-            outcome = fb_run(&self.net, self.arena, &feed, first, last, lr, budget_ns, threads, total)
+            outcome = fb_run(&self.net, self.arena, &feed, first, last, lr, budget_ns, threads,
+                             &self.tuner.sizes[self.tuner.size_of(batch)], total)
         self.threads_used = outcome.threads
         return outcome.next, outcome.status, outcome.value
 
@@ -489,7 +534,8 @@ cdef class Network:
                 return None
             sums.loss = sums.weight = 0
             with nogil:
-                outcome = fb_run(&self.net, self.arena, &feed, 0, 1, lr, 0, threads, &sums)
+                outcome = fb_run(&self.net, self.arena, &feed, 0, 1, lr, 0, threads,
+                                 &self.tuner.sizes[self.tuner.size_of(feed.rows)], &sums)
             if outcome.status != FB_OK:
                 return None
             self.threads_used = outcome.threads

@@ -4,41 +4,27 @@ from __future__ import annotations
 
 import functools
 import os
-from pathlib import Path
+from collections.abc import Callable
 
+from .cpus import available, explain, quota
 from .errors import ArgumentError, named_fields
 
-__all__ = ["allowed", "available", "get_num_threads", "reason", "set_num_threads"]
+__all__ = ["allowed", "follow", "get_num_threads", "limit_from_outside", "reason", "set_num_threads"]
 
 # Below about this much work per step a second core costs more in barriers than it gives
-# (measured crossover 1 to 2 MFLOP on two cores; two barriers of 0.05 to 0.2 us each).
+# (measured crossover 1 to 2 MFLOP on two cores; two barriers of 0.05 to 0.2 us each). Where steps are
+# repeated this is the start and the bound, and measuring decides (csrc/tune.c).
 MIN_FLOPS_PER_THREAD = 1_000_000
 
 MAX_THREADS = 64  # FB_MAX_THREADS of csrc/fastbatch.h
 
 _requested: int | None = None
 _exact = False
+_outside: int | None = None
+_followers: list[Callable[[int, bool], None]] = []
 
 
-@functools.cache
-def _cgroup_limit() -> int | None:
-    """CPUs that the cgroup grants (version 2), rounded up; None without a limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if quota == "max" else max(1, -(-int(quota) // int(period)))
-    except (OSError, ValueError):
-        return None
-
-
-def available() -> int:
-    """CPUs that this process may run on: affinity mask and cgroup quota."""
-    try:
-        cpus = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS has no affinity mask
-        cpus = os.cpu_count() or 1
-    return min(cpus, _cgroup_limit() or cpus)
-
-
+@functools.cache  # 1.5 us a look; read when first asked, as OpenMP does
 def _from_environment() -> tuple[int, str] | None:
     for name in ("FASTBATCH_NUM_THREADS", "OMP_NUM_THREADS"):
         text = os.environ.get(name, "").split(",")[0].strip()
@@ -50,24 +36,46 @@ def _from_environment() -> tuple[int, str] | None:
     return None
 
 
-def _bound() -> tuple[int, str]:
-    """Upper bound on threads and who set it."""
+def _asked() -> int:
+    """The bound but for threadpoolctl's."""
     if _requested is not None:
-        return _requested, "set_num_threads"
+        return _requested
     found = _from_environment()
-    if found is not None:
-        return found[0], f"environment {found[1]}; {available()} CPUs available"
-    return available(), "CPUs available to this process; small steps use fewer, results do not depend on it"
+    return available() if found is None else found[0]
 
 
 def get_num_threads() -> int:
     """Upper bound on the threads of one program: `set_num_threads`, FASTBATCH_NUM_THREADS, or the CPUs available."""
-    return _bound()[0]
+    return _asked() if _outside is None else min(_asked(), _outside)
 
 
 def reason() -> str:
     """Why :func:`get_num_threads` is what it is."""
-    return _bound()[1]
+    if _outside is not None and _outside < _asked():
+        return "threadpoolctl"
+    if _requested is not None:
+        return "set_num_threads"
+    found = _from_environment()
+    if found is not None:
+        return f"environment {found[1]}; {explain()}"
+    return f"{explain()}; small steps use fewer, results do not depend on it"
+
+
+def limit_from_outside(n: int) -> None:
+    """A bound beside that of :func:`set_num_threads`, for threadpoolctl; back to what was before lifts it."""
+    global _outside
+    _outside = n if 0 < n < _asked() else None
+
+
+def follow(follower: Callable[[int, bool], None]) -> None:
+    """Call ``follower(quota, exact)`` now and whenever that changes; quota is 0 where there is none."""
+    _followers.append(follower)
+    follower(quota() or 0, _exact)
+
+
+def _tell() -> None:
+    for follower in _followers:
+        follower(quota() or 0, _exact)
 
 
 @named_fields
@@ -88,6 +96,7 @@ class set_num_threads:
             raise ArgumentError(f"set_num_threads(n): expected an integer >= 1 or None, got {n!r}")
         self._before = _requested, _exact
         _requested, _exact = n, exact and n is not None
+        _tell()
 
     def __enter__(self) -> None:
         return None
@@ -95,17 +104,20 @@ class set_num_threads:
     def __exit__(self, *exc: object) -> None:
         global _requested, _exact
         _requested, _exact = self._before
+        _tell()
 
 
 def allowed(limit: int | None, flops: float) -> int:
     """Threads for a piece of work of `flops`, under the process-wide bound and the trainer's own `limit`."""
     if _exact:
-        return min(_requested or 1, limit or MAX_THREADS, MAX_THREADS)
+        return min(_requested or 1, limit or MAX_THREADS, _outside or MAX_THREADS, MAX_THREADS)
     if flops < 2 * MIN_FLOPS_PER_THREAD:  # first, and without a conversion: a step of a microsecond asks, too
         return 1
-    worth = int(flops // MIN_FLOPS_PER_THREAD)
-    bound = get_num_threads()
-    if limit is not None:
-        bound = min(bound, limit)
     # available(): more threads than CPUs would spin against each other
-    return max(1, min(bound, available(), worth, MAX_THREADS))
+    return min(
+        int(flops // MIN_FLOPS_PER_THREAD),
+        available(),
+        get_num_threads(),
+        limit or MAX_THREADS,
+        MAX_THREADS,
+    )

@@ -48,6 +48,9 @@ def _aligned(nbytes: int) -> Array:
     return raw[start : start + nbytes]
 
 
+threads.follow(_native.set_thread_policy)
+
+
 # Swaps of a shuffle in one call: some 10 ms, so that Ctrl-C is heard in between.
 _SWAPS = 1 << 18
 

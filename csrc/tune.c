@@ -1,0 +1,135 @@
+/* How many threads, by measurement. The bits of a result do not depend on it, so the choice can change while running.
+ *
+ * The number that the work suggests (fastbatch/threads.py) is the start and the bound. Then, about every PERIOD_NS, the
+ * choice is compared with the next power of two below or above: PAIRS pairs of short stretches, interleaved, medians of ns
+ * per row; the first stretch after each change of threads is not counted, since data have to move between caches. What a
+ * comparison costs beyond the choice is at most 1 / SHARE of the time, or the next one waits.
+ *
+ * Short stretches do not see the stalls of a thread that loses its CPU to a neighbour for 4 ms now and then, and all wait
+ * for it. So the choice is held by its mean since the last comparison, too, and a new choice is on trial until the next
+ * one: when its mean exceeds what it replaced, it goes. A second core can be worth nothing for seconds at a time (a busy
+ * neighbour, a virtual CPU that was moved), so no verdict is final.
+ */
+#include "fastbatch.h"
+
+enum {
+    PAIRS = 3,
+    TURNS = 4 * PAIRS,          /* choice: settle, measure; other: settle, measure */
+    MISSES = 4,                 /* helpers that could not be had, until the comparison is given up */
+    STRETCH_NS = 100000,        /* of a comparison; longer than what settling takes on networks of small steps */
+    PERIOD_NS = 50000000,
+    ENOUGH_NS = 10000000,       /* for a mean */
+    SHARE = 40,
+    WAKE_NS = 200000,           /* a step from which on it pays to wait for a helper that wakes */
+    SLOW_NS = 300000,           /* a step from which on settling is lost in it */
+    SLOW_STEPS = 10             /* such steps before the first comparison: the start is quite sure, the other long */
+};
+
+/* More threads have to gain 5 % to be chosen; once chosen they stay until they lose. */
+static const double GAIN = 0.95;
+/* A comparison ends when the other takes so much longer in one stretch. */
+static const double HOPELESS = 1.25;
+
+static double median(const double *x)
+{
+    const double low = x[0] < x[1] ? x[0] : x[1], high = x[0] < x[1] ? x[1] : x[0];
+    return x[2] < low ? low : x[2] > high ? high : x[2];
+}
+
+static void settle(fb_tuner *tuner, int64_t now)
+{
+    const double wait = SHARE * tuner->lost;
+    tuner->next = now + (wait > PERIOD_NS ? (int64_t)wait : PERIOD_NS);
+    tuner->other = 0;
+    tuner->ns = tuner->rows = 0;
+}
+
+static double larger(double a, double b) { return a > b ? a : b; }
+
+/* 0 when the choice was on trial and has failed. */
+static int passed(fb_tuner *tuner)
+{
+    const int failed = tuner->former && tuner->ns > tuner->former_rate * tuner->rows;
+    if (failed) {
+        tuner->lost = tuner->ns - tuner->former_rate * tuner->rows;
+        tuner->threads = tuner->former;
+        tuner->rate = tuner->former_rate;
+    }
+    tuner->former = 0;
+    return !failed;
+}
+
+static void start_comparison(fb_tuner *tuner, double step)
+{
+    if (tuner->threads == 1) tuner->upward = 1;
+    if (tuner->threads == tuner->most) tuner->upward = 0;
+    int below = 1, above = 1; /* powers of two */
+    while (2 * below < tuner->threads) below *= 2;
+    while (above <= tuner->threads) above *= 2;
+    tuner->other = !tuner->upward ? below : above < tuner->most ? above : tuner->most;
+    tuner->upward = !tuner->upward;
+    tuner->stride = step > SLOW_NS ? 2 : 1;
+    tuner->turn = tuner->stride - 1;
+    tuner->misses = 0;
+    tuner->lost = 0;
+    tuner->mean = tuner->ns > ENOUGH_NS ? tuner->ns / tuner->rows : 0;
+}
+
+fb_stretch fb_choose_threads(fb_tuner *tuner, int most, int64_t steps, int64_t batch, double flops, int64_t now)
+{
+    if (tuner->threads == 0 || tuner->threads > most) tuner->threads = most;
+    if (tuner->other > most) tuner->other = 0;
+    if (tuner->former > most) tuner->former = 0;
+    tuner->most = most;
+    const double step = tuner->rate * (double)batch; /* ns */
+    if (step > 0 && !tuner->other && now >= tuner->next) {
+        if (passed(tuner)) start_comparison(tuner, step);
+        else settle(tuner, now);
+    }
+    fb_stretch stretch = {tuner->threads, FB_WAKE_PARKED, INT64_MAX, INT64_MAX};
+    if (step > 0 ? step * tuner->threads > WAKE_NS : flops > FB_WORTH_WAKING) stretch.patience = FB_WAIT_FOR_PARKED;
+    else if (steps == 1) stretch.patience = FB_TAKE_AWAKE;
+    if (!tuner->other) {
+        if (step > 0) stretch.until = tuner->next;
+        else stretch.steps = 1; /* the first ever */
+        return stretch;
+    }
+    const int of_other = tuner->turn % 4 >= 2;
+    if (of_other) stretch.threads = tuner->other;
+    stretch.steps = step < STRETCH_NS ? (int64_t)(STRETCH_NS / step) : 1;
+    if (of_other) stretch.until = now + 4 * (int64_t)(step * (double)stretch.steps);
+    return stretch;
+}
+
+void fb_report(fb_tuner *tuner, fb_stretch stretch, int threads, int64_t rows, int64_t ns, int64_t now)
+{
+    if (rows == 0) return;
+    const double rate = (double)ns / (double)rows;
+    const int as_asked = threads == stretch.threads;
+    if (!tuner->other) {
+        if (tuner->rate == 0 && ns > SLOW_NS) tuner->next = now + SLOW_STEPS * ns;
+        if (as_asked || tuner->rate == 0) tuner->rate = rate;
+        if (as_asked) tuner->ns += (double)ns, tuner->rows += (double)rows;
+        return;
+    }
+    if (!as_asked) {
+        if (++tuner->misses == MISSES) settle(tuner, now);
+        return;
+    }
+    const int of_other = tuner->turn % 4 >= 2, counts = tuner->turn % 2;
+    if (of_other) tuner->lost += (rate - larger(tuner->rate, tuner->mean)) * (double)rows;
+    else if (counts) tuner->rate = rate;
+    if (counts) tuner->rates[of_other][tuner->turn / 4] = rate;
+    tuner->turn += tuner->stride;
+    if (tuner->turn < TURNS && !(of_other && counts && rate > HOPELESS * larger(tuner->rate, tuner->mean))) return;
+    if (tuner->turn >= TURNS) {
+        const double choice = larger(median(tuner->rates[0]), tuner->mean), other = median(tuner->rates[1]);
+        if (other < choice * (tuner->other > tuner->threads ? GAIN : 1)) {
+            tuner->former = tuner->threads;
+            tuner->former_rate = choice;
+            tuner->threads = tuner->other;
+            tuner->rate = other;
+        }
+    }
+    settle(tuner, now);
+}
