@@ -36,6 +36,16 @@ enum { PHILOX_DROPOUT = 1, PHILOX_SHUFFLE = 2 }; /* purposes, bits 16 to 31 of a
 #define FB_BLOCK_ROWS 128
 #define FB_BLOCK_COLUMNS 512
 #define FB_BLOCK_DEPTH 336
+
+/* What the bfloat16 products pack of their operands, in bfloat16 elements: 512 KiB that stay in L2, 16 KiB in L1. Too much
+ * for the stack of some platforms' threads, so it is a thread's own, from its first such product on (pool.c). */
+#define FB_PACK_RESIDENT 262144
+#define FB_PACK_PASSING 8192
+#if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define FB_HAS_BF16
+float *fb_pack(void); /* the calling thread's, aligned to 64 bytes */
+#endif
+
 #define FB_MAX_HYPER 8
 #define FB_MAX_CONSTANTS 8
 
@@ -128,10 +138,14 @@ void fb_prepare(const fb_optimizer *optimizer, double lr, int64_t t, double *con
 typedef struct fb_target {
     const char *name;
     int usable;
-    const fb_kernels *f32;
+    const fb_kernels *f32;     /* elements are float32 */
+    const char *reason;        /* not NULL where a table of products in bfloat16 is not usable */
 } fb_target;
 /* Best last; NULL name at the end. */
 const fb_target *fb_targets(void);
+/* The same for tables whose products are in bfloat16, and only those: `reason` says why one is not usable. */
+const fb_target *fb_bf16_targets(void);
+/* Of either list by name, or NULL. */
 const fb_target *fb_find_target(const char *name);
 
 /* -- threads (pool.c) ----------------------------------------------------------------------------------------------- */

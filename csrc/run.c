@@ -197,7 +197,7 @@ static double gradient_bound(const frame *f, int64_t base, range rows)
         double px = k->peak_value(k->peak(n, in_arena ? ld : s->inputs, x, ld));
         double pd = k->peak_value(k->peak(n, s->out_ld, f->arena + s->dz + rows.begin * s->out_ld * k->size, s->out_ld));
         double bound = (double)n * (px < 1 ? 1 : px) * pd;
-        if (!(bound <= most)) most = bound; /* a NaN stays */
+        if (most == most && !(bound <= most)) most = bound; /* a NaN comes in and stays */
     }
     return most;
 }

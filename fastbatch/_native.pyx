@@ -49,7 +49,9 @@ cdef extern from "fastbatch.h" nogil:
         const char *name
         int usable
         const fb_kernels *f32
+        const char *reason
     const fb_target *fb_targets()
+    const fb_target *fb_bf16_targets()
     const fb_target *fb_find_target(const char *)
     ctypedef struct fb_network:
         const fb_kernels *kernels
@@ -159,6 +161,16 @@ def measure_barrier(int threads, int64_t loops=10_000):
     cdef double found
     with nogil:
         found = fb_measure_barrier(threads, loops)
+    return found
+
+
+def bf16_targets():
+    """Names of the compiled targets with products in bfloat16 and why they cannot run here (empty: they can), best last."""
+    cdef const fb_target *row = fb_bf16_targets()
+    found = {}
+    while row.name != NULL:
+        found[row.name.decode()] = "" if row.usable else row.reason.decode()
+        row += 1
     return found
 
 

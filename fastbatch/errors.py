@@ -122,6 +122,8 @@ _ELSEWHERE = {
     "linear": "dense",
     "mlpclassifier": "mlp",
     "mlpregressor": "mlp",
+    "bfloat16": "bf16",
+    "fp32": "float32",
     "cpu": "c",
     "native": "c",
     "numpy": "reference",

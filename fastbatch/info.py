@@ -37,6 +37,9 @@ class Info(dict):
             lines.append(f"targets   {self['target']} ({self['target_reason']})")
             for name, usable in self["targets"].items():
                 lines.append(f"            {name:<10} {'usable' if usable else 'compiled, but this CPU lacks it'}")
+            lines.append(f"bf16      {self['bf16_target'] or 'not available'} ({self['bf16_reason']})")
+            for name, missing in self["bf16_targets"].items():
+                lines.append(f"            {name:<10} {missing or 'usable'}")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -85,6 +88,9 @@ def info() -> Info:
         target=None,
         target_reason="",
         targets={},
+        bf16_target=None,
+        bf16_reason="",
+        bf16_targets={},
     )
     if any(row["name"] == "c" and row["available"] for row in rows):
         from . import _native
@@ -97,5 +103,16 @@ def info() -> Info:
             found["barrier_ns"] = median(measured) if measured else None
         found["targets"] = _native.targets()
         found["target"] = get("c").target  # type: ignore[attr-defined]
-        found["target_reason"] = "environment FASTBATCH_TARGET" if forced else "the best that this CPU can run"
+        found["bf16_targets"] = _native.bf16_targets()
+        found["bf16_target"] = get("c").bf16_target  # type: ignore[attr-defined]
+        of_bf16 = forced in found["bf16_targets"]
+        found["target_reason"] = (
+            "environment FASTBATCH_TARGET" if forced and not of_bf16 else "the best that this CPU can run"
+        )
+        if of_bf16:
+            found["bf16_reason"] = "environment FASTBATCH_TARGET; runs even where it does not pay"
+        elif found["bf16_target"]:
+            found["bf16_reason"] = "for Trainer(precision='bf16'), refused for networks that float32 measures faster on"
+        else:
+            found["bf16_reason"] = get("c").bf16_missing  # type: ignore[attr-defined]
     return found

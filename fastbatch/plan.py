@@ -54,13 +54,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one program computes: stages, loss and optimizer rule. Backends read nothing else about the model."""
+    """What one program computes: stages, loss and optimizer rule. Backends read nothing else about the model.
+
+    `precision` "bf16" rounds the operands of products to bfloat16; everything else is of `dtype`.
+    """
 
     stages: tuple[Stage, ...]
     dtype: str
     loss: ops.Loss
     optimizer: ops.Optimizer
     num_parameters: int
+    precision: str = "float32"
 
     @property
     def inputs(self) -> int:
@@ -80,7 +84,7 @@ class Plan:
         return sum(2 * s.inputs * s.outputs * (3 if s.needs_dx else 2) for s in self.stages if s.has_dense)
 
 
-def make_plan(model: Sequential, loss: ops.Loss, optimizer: ops.Optimizer) -> Plan:
+def make_plan(model: Sequential, loss: ops.Loss, optimizer: ops.Optimizer, precision: str = "float32") -> Plan:
     """Lower the layers of `model` to stages."""
     identity = ops.get_activation("identity")
     stages: list[Stage] = []
@@ -104,7 +108,7 @@ def make_plan(model: Sequential, loss: ops.Loss, optimizer: ops.Optimizer) -> Pl
             stages[-1] = replace(stages[-1], activation=ops.get_activation(layer.name))
         elif isinstance(layer, Dropout):
             stages[-1] = replace(stages[-1], threshold=ops.random.dropout_threshold(layer.rate), layer=index)
-    return Plan(tuple(stages), model.dtype, loss, optimizer, offset)
+    return Plan(tuple(stages), model.dtype, loss, optimizer, offset, precision)
 
 
 # -- memory of the fused program ---------------------------------------------------------------------------------------

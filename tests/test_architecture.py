@@ -197,7 +197,7 @@ def test_kernels_name_no_instruction_set_and_call_no_library(name):
     assert not re.findall(r"#include\s*<", text)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMED if re.fullmatch(r"targets/\w+_f\d+\.c", name)])
+@pytest.mark.parametrize("name", [name for name in NAMED if re.fullmatch(r"targets/\w+_b?f\d+\.c", name)])
 def test_targets_are_data(name):
     for line in filter(None, map(str.strip, code(CSRC / name).splitlines())):
         assert re.match(r"#\s*(define|include|if|ifdef|endif|else)\b", line), f"{name}: {line!r} is not data"
@@ -206,7 +206,7 @@ def test_targets_are_data(name):
         assert f"#define {word}" in text, f"{name}: no {word}"
 
 
-KERNELS = ("elementwise", "random", "loss", "update", "dense", "measure")
+KERNELS = ("elementwise", "random", "loss", "update", "dense", "dense_bf16", "measure")
 
 
 @pytest.mark.parametrize("name", NAMED)

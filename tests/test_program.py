@@ -476,6 +476,19 @@ def test_small_weights_do_not_hide_an_overflow(subject, optimizer, weight):
     assert_same_state(snapshot(state), before, "after the refusal")
 
 
+def test_a_hidden_infinity_changes_nothing(subject, public):
+    """An activation overflows and the next relu hides it from the loss: its gradient is Inf times 0, and a bound of NaN
+    in the middle of the network must not give way to the finite one of the layer above."""
+    model = fb.MLP([2, 16, 16, 3], activation="relu")
+    for (w, _), value in zip(model.weights, (10, -1, 0.1)):
+        w[:] = value
+    trainer = fb.Trainer(model, "mse", backend=public(subject))
+    before = model.parameters.copy()
+    with np.errstate(all="ignore"), pytest.raises(fb.DivergenceError, match="gradient"):
+        trainer.step(np.full((4, 2), 3e38, np.float32), np.ones((4, 3), np.float32))
+    assert model.parameters.tobytes() == before.tobytes()
+
+
 @pytest.mark.parametrize("weight", [1e-30, 1e-42, 1e-300])
 def test_tiny_weights(subject, weight):
     """Equal weights are no weights, however small; or a refusal that changes nothing."""

@@ -76,6 +76,8 @@ def select(name: str, plan: Plan) -> Backend:
     """
     if _check_name(name) == "auto":
         name = default_name()
+    if name == "auto" and plan.precision == "bf16":
+        name = "c"  # the only one that has it: an error with its reasons, not another precision
     if name != "auto":
         backend = get(name)
         reason = backend.supports(plan)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from functools import cache
 
 import numpy as np
 
@@ -21,12 +23,16 @@ _OPTIMIZERS = {name: row for row, name in enumerate(_native.optimizers)}
 
 
 def _choose_target(name: str | None) -> str:
-    """The target to run: `name`, FASTBATCH_TARGET, or the best usable one; BackendError lists what could be forced."""
-    targets = _native.targets()
+    """The target to run: `name`, or the best usable one; BackendError lists what could be forced.
+
+    A target of bfloat16 products leaves the others to the best one.
+    """
+    targets, bf16 = _native.targets(), _native.bf16_targets()
     usable = [target for target, works in targets.items() if works]
-    name = name or os.environ.get("FASTBATCH_TARGET")
-    if not name:
+    if not name or not bf16.get(name, "absent"):
         return usable[-1]
+    if name in bf16:
+        raise BackendError(f"target {name!r}: {bf16[name]}")
     if name not in usable:
         why = "this CPU cannot run it" if name in targets else "it is not one of the compiled targets"
         raise BackendError(f"target {name!r}: {why}; expected one of {', '.join(usable)}{did_you_mean(name, usable)}")
@@ -50,18 +56,56 @@ def _aligned(nbytes: int) -> Array:
 
 threads.follow(_native.set_thread_policy)
 
+# Rows and widths of the products that decide whether bfloat16 pays: about a millisecond.
+_TRIAL_ROWS, _TRIAL_WIDTH = 64, 512
+
+
+@cache
+def _trial(target: str, bf16_target: str, inputs: int, outputs: int) -> tuple[float, float]:
+    """Seconds of a product (64, inputs) x (inputs, outputs) in float32 and in bfloat16: the best of three, in turns."""
+    x, w = np.ones((_TRIAL_ROWS, inputs), np.float32), np.ones((inputs, outputs), np.float32)
+    z = np.empty((_TRIAL_ROWS, outputs), np.float32)
+    repeats = 1 + 2**21 // (_TRIAL_ROWS * inputs * outputs)  # beside a call from Python, about a microsecond
+    best = [float("inf")] * 2
+    for _ in range(3):
+        for i, name in enumerate((target, bf16_target)):
+            kernels = _native.Kernels(name)
+            start = time.perf_counter()
+            for _ in range(repeats):
+                kernels.dense_forward(x, w, None, _ACTIVATIONS["identity"], z, z)
+            best[i] = min(best[i], (time.perf_counter() - start) / repeats)
+    return best[0], best[1]
+
 
 # Swaps of a shuffle in one call: some 10 ms, so that Ctrl-C is heard in between.
 _SWAPS = 1 << 18
 
 
 class Native:
-    """The four kernels. `target` forces an instruction set; by default FASTBATCH_TARGET or the best usable one."""
+    """The four kernels. `target` forces an instruction set; by default FASTBATCH_TARGET or the best usable one.
+
+    Attributes
+    ----------
+    target : str
+    bf16_target : str or None
+        What precision bf16 runs on: the forced one, or the best usable one; None where a float32 target was forced.
+    """
 
     name = "c"
 
     def __init__(self, target: str | None = None) -> None:
+        target = target or os.environ.get("FASTBATCH_TARGET") or None
         self.target = _choose_target(target)
+        found = _native.bf16_targets()
+        self._bf16_forced = target in found
+        usable = [name for name, missing in found.items() if not missing and target in (None, name)]
+        self.bf16_target = usable[-1] if usable else None
+        self.bf16_missing = (
+            f"target {target} was forced, and it has no bfloat16 products; {' and '.join(found)} have"
+            if target and found
+            else "; ".join(f"{name}: {missing}" for name, missing in found.items())
+            or "bfloat16 targets are compiled for x86-64 Linux only"
+        )
         self._kernels = _native.Kernels(self.target)
         self.lanes, self.tile_rows, self.tile_vectors = self._kernels.shape
 
@@ -75,7 +119,28 @@ class Native:
             return f"loss {plan.loss.name!r} has no row in csrc/ops/losses.def"
         if plan.optimizer.rule not in _OPTIMIZERS:
             return f"optimizer rule {plan.optimizer.rule!r} has no row in csrc/ops/optimizers.def"
-        return None
+        return self._bf16_refusal(plan) if plan.precision == "bf16" else None
+
+    def _bf16_refusal(self, plan: Plan) -> str | None:
+        """Why precision bf16 cannot run here or would not pay: by measurement, the instructions alone do not tell.
+
+        vdpbf16ps has half the rate of float32 on one CPU and twice on another; narrow layers have no bfloat16 products.
+        """
+        if self.bf16_target is None:
+            return f"precision bf16 is not available ({self.bf16_missing}); use precision='float32'"
+        dense = [stage for stage in plan.stages if stage.has_dense]
+        if self._bf16_forced or not dense:
+            return None
+        largest = max(dense, key=lambda stage: stage.inputs * stage.outputs)
+        inputs, outputs = (min(width, _TRIAL_WIDTH) for width in (largest.inputs, largest.outputs))
+        slow, fast = _trial(self.target, self.bf16_target, inputs, outputs)
+        if slow > 1.1 * fast:
+            return None
+        return (
+            f"precision bf16 does not pay: the product ({_TRIAL_ROWS}, {inputs}) x ({inputs}, {outputs}), the largest "
+            f"layer's up to {_TRIAL_WIDTH} wide, takes {fast * 1e6:.1f} us here on target {self.bf16_target}, and "
+            f"{slow * 1e6:.1f} us in float32; use precision='float32'"
+        )
 
     def dense_forward(
         self, x: Array, w: Array, b: Array | None, activation: ops.Activation, a: Array, z: Array | None
@@ -122,7 +187,9 @@ class Native:
         return order
 
     def program(self, plan: Plan, state: State, num_threads: int | None) -> FusedProgram:
-        return FusedProgram(plan, state, self.target, num_threads)
+        target = self.bf16_target if plan.precision == "bf16" else self.target
+        assert target is not None  # supports() has said so
+        return FusedProgram(plan, state, target, num_threads)
 
 
 # Rows of a block in predict: its activations stay in L2 for networks a few hundred wide.
@@ -142,7 +209,8 @@ class FusedProgram:
     def __init__(self, plan: Plan, state: State, target: str, num_threads: int | None) -> None:
         self.plan, self.state, self.target, self.num_threads = plan, state, target, num_threads
         self.lock = _native.Lock()
-        self._flops_per_row = plan.flops_per_row
+        # bfloat16 products take a quarter of the time or less, which is what threads are shared out by
+        self._flops_per_row = plan.flops_per_row / (4 if plan.precision == "bf16" else 1)
         self._rows = self._threads_reserved = -1
         self._training = self._network(1.0)
         self._inference = self._network(_FORWARD)

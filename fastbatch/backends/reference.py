@@ -21,7 +21,7 @@ class Reference:
     name = "reference"
 
     def supports(self, plan: Plan) -> str | None:
-        return None
+        return "precision bf16 lives in the c backend" if plan.precision == "bf16" else None
 
     @_quiet
     def dense_forward(

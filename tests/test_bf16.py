@@ -1,0 +1,313 @@
+"""Precision bf16: products of bfloat16 operands, summed in float32; everything else is float32 and tested elsewhere."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+
+import cases
+import numpy as np
+import pytest
+from helpers import assert_same_bits, difference, make_data, make_trainer, same_bits
+from oracle import Guarded, assert_within, gamma
+
+import fastbatch as fb
+
+try:
+    from fastbatch import _native
+    from fastbatch.backends import native
+except ImportError:
+    pytest.skip("the c backend is not built", allow_module_level=True)
+
+U = 2.0**-8  # unit roundoff of 8 significant bits
+ENGINES = [
+    pytest.param(name, id=name, marks=pytest.mark.skipif(bool(missing), reason=f"{name}: {missing}"))
+    for name, missing in _native.bf16_targets().items()
+]
+if not ENGINES:
+    pytest.skip("bfloat16 targets are compiled for x86-64 Linux only", allow_module_level=True)
+# blocks are 16 rows or columns and 32 along k, panels 32; 512 and 1024 along k and 256 rows are pieces of memory
+EDGES = (1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 63, 64, 65)
+SHAPES = [tuple(row.values()) for row in cases.pairwise(B=EDGES, I=EDGES, O=EDGES)]
+SHAPES += [(300, 401, 210), (1100, 130, 61), (40, 1101, 531), (70, 2100, 40), (1025, 33, 600), (513, 40, 40)]
+
+
+def rounded(x: np.ndarray) -> np.ndarray:
+    """To 8 significant bits, nearest even; in float64."""
+    bits = np.asarray(x, np.float32).view(np.uint32)
+    kept = bits + np.uint32(0x7FFF) + (bits >> 16 & 1) & np.uint32(0xFFFF0000)
+    return kept.view(np.float32).astype(np.float64)
+
+
+@pytest.fixture(autouse=True)
+def nothing_forced(monkeypatch):
+    monkeypatch.delenv("FASTBATCH_TARGET", raising=False)
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    """``backend(engine)`` makes precision bf16 run on that engine, measurement aside, as FASTBATCH_TARGET does."""
+
+    def use(engine: str) -> None:
+        monkeypatch.setitem(sys.modules["fastbatch.backends"]._loaded, "c", native.Native(engine))
+
+    return use
+
+
+def check_product(got, left, right, start, what):
+    """Within |x| |w| (2 u + u^2) of the exact product, and within float32's bound of that of rounded operands."""
+    terms = left.shape[1] + 4
+    size = np.abs(rounded(left)) @ np.abs(rounded(right)) + np.abs(start)
+    close = gamma(terms, "float32") * size
+    assert_within(got, rounded(left) @ rounded(right) + start, close, f"{what}, rounded operands")
+    left, right = left.astype(np.float64), right.astype(np.float64)
+    bound = (2 * U + U * U) * (np.abs(left) @ np.abs(right)) + close
+    assert_within(got, left @ right + start, bound, what)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def test_products(engine, shape, rng):
+    B, I, O = shape
+    kernels = _native.Kernels(engine)
+    names = {"x": (B, I), "w": (I, O), "b": (O,), "dz": (B, O), "dw": (I, O), "db": (O,)}
+    data = {name: rng.standard_normal(size).astype(np.float32) for name, size in names.items()}
+    held = {name: Guarded(value, 1) for name, value in data.items()}
+    x, w, b, dz, dw, db = (guard.array for guard in held.values())
+    z, dx = Guarded(np.full((B, O), 3.5, np.float32), 1), Guarded(np.full((B, I), 3.5, np.float32), 1)
+    kernels.dense_forward(x, w, b, _native.activations.index("identity"), z.array, z.array)
+    kernels.dense_backward(dz, x, w, dw, db, dx.array)
+    for name in ("x", "w", "b", "dz"):
+        held[name].check_unchanged(name)
+    for guard, name in ((z, "z"), (dx, "dx"), (held["dw"], "dw"), (held["db"], "db")):
+        guard.check(name)
+    assert_within(db, data["dz"].sum(0, dtype=np.float64) + data["db"], gamma(B + 1, "float32") * (
+        np.abs(data["dz"]).sum(0, dtype=np.float64) + np.abs(data["db"])), "db")  # fmt: skip
+    if min(I, O) < 16:  # too narrow: float32
+        exact = data["x"].astype(np.float64) @ data["w"] + data["b"]
+        size = np.abs(data["x"]).astype(np.float64) @ np.abs(data["w"]) + np.abs(data["b"])
+        assert_within(z.array, exact, gamma(I + 1, "float32") * size, "z")
+        return
+    check_product(z.array, data["x"], data["w"], data["b"].astype(np.float64), "z")
+    check_product(dw, data["x"].T, data["dz"], data["dw"].astype(np.float64), "dw")
+    check_product(dx.array, data["dz"], data["w"].T, 0.0, "dx")
+
+
+def exact_gradient(model: fb.Sequential, x: np.ndarray, y: np.ndarray, rounding) -> np.ndarray:
+    """Of the mean squared error of a tanh network, in float64, operands of products rounded by `rounding`."""
+    weights = [(w.astype(np.float64), b.astype(np.float64)) for w, b in model.weights]
+    inputs, a = [], x.astype(np.float64)
+    for k, (w, b) in enumerate(weights):
+        inputs.append(a)
+        a = rounding(a) @ rounding(w) + b
+        a = np.tanh(a) if k < len(weights) - 1 else a
+    dz, parts = 2 * (a - y) / y.shape[1], []  # of the sum over rows: the mean is taken of the sums
+    for k in reversed(range(len(weights))):
+        parts.append(np.concatenate([(rounding(inputs[k]).T @ rounding(dz)).ravel(), dz.sum(axis=0)]))
+        dz = (rounding(dz) @ rounding(weights[k][0]).T) * (1 - inputs[k] ** 2)
+    return np.concatenate(parts[::-1]) / len(x)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_program_rounds_operands_and_nothing_else(engine, backend):
+    """A tenth of what rounding does: float32 sums make an activation cross a rounding boundary now and then."""
+    backend(engine)
+    sizes = (70, 50, 33, 17)
+    trainer = make_trainer(sizes=sizes, precision="bf16")
+    x, y = make_data("mse", 150, sizes[0], sizes[-1])
+    _, gradient = trainer.gradients(x, y)
+    expected = exact_gradient(trainer.model, x, y, rounded)
+    effect = difference(exact_gradient(trainer.model, x, y, np.asarray), expected)
+    assert 1e-4 < effect < 3 * len(sizes) * U
+    assert difference(gradient, expected) < max(effect / 10, 1e-5)
+    reference = make_trainer(sizes=sizes, backend="reference").gradients(x, y)[1]
+    assert difference(gradient, reference) < 2 * effect
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("batch", [37, 600])
+def test_bits_do_not_depend_on_threads(engine, batch, backend):
+    backend(engine)
+    x, y = make_data("cross_entropy", 1300, 40, 20)
+    found = []
+    for count in (1, 2, 3):
+        trainer = make_trainer("cross_entropy", sizes=(40, 100, 65, 20), dropout=0.1, precision="bf16")
+        with fb.set_num_threads(count, exact=True):
+            trainer.fit(x, y, batch_size=batch, epochs=1, verbose=False)
+            found.append((trainer.model.parameters.copy(), trainer.predict(x)))
+        assert trainer.threads_used == count
+    for parameters, outputs in found[1:]:
+        assert_same_bits(parameters, found[0][0])
+        assert_same_bits(outputs, found[0][1])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_bits_do_not_depend_on_splits_at_tile_rows(engine, backend):
+    backend(engine)
+    trainer = make_trainer(sizes=(70, 50, 33, 17), precision="bf16")
+    assert (trainer.tile_rows, make_trainer().tile_rows) == (32, 1)
+    x, y = make_data("mse", 150, 70, 17)
+    whole = trainer.gradients(x, y)[1]
+    for pieces in (1, 2, 3):
+        assert_same_bits(trainer.gradients(x, y, micro_batch_size=pieces * trainer.tile_rows)[1], whole)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_step_is_what_fit_does(engine, backend):
+    backend(engine)
+    x, y = make_data("cross_entropy", 96, 40, 20)
+    options = {"sizes": (40, 64, 20), "precision": "bf16"}
+    stepped, fitted = (make_trainer("cross_entropy", **options) for _ in range(2))
+    for start in range(0, 96, 32):
+        stepped.step(x[start : start + 32], y[start : start + 32])
+    fitted.fit(x, y, batch_size=32, epochs=1, shuffle=False, verbose=False)
+    assert_same_bits(stepped.model.parameters, fitted.model.parameters)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_learns_like_float32(engine, optimizer, backend):
+    backend(engine)
+    x, y = make_data("cross_entropy", 4000, 64, 10)
+    losses = {}
+    for precision in ("float32", "bf16"):
+        trainer = make_trainer(
+            "cross_entropy", optimizer, sizes=(64, 128, 64, 10), activation="relu", precision=precision
+        )
+        losses[precision] = trainer.fit(x, y, batch_size=64, epochs=2, verbose=False)["loss"]
+        assert trainer.model.parameters.dtype == np.float32
+    assert losses["bf16"] != losses["float32"], "the same bits: float32 ran"
+    assert losses["bf16"][-1] == pytest.approx(losses["float32"][-1], rel=0.01)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_rounds_to_infinity_changes_nothing(engine, backend):
+    """The largest float32 is infinite in 8 bits; relu hides that from the loss, the gradient check must not."""
+    backend(engine)
+    trainer = make_trainer("mse", sizes=(32, 32, 16), activation="relu", precision="bf16")
+    trainer.model.weights[0][0][:] = -1e-3
+    before = trainer.model.parameters.copy()
+    x, y = make_data("mse", 40, 32, 16)
+    x[:, 0] = np.finfo(np.float32).max
+    x[:, 1:] = 0
+    with pytest.raises(fb.DivergenceError, match="gradient"):
+        trainer.step(x, y)
+    assert_same_bits(trainer.model.parameters, before)
+    assert trainer.steps == 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("twin", [copy.copy, copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))])
+def test_copies_keep_the_precision(engine, twin, backend):
+    backend(engine)
+    x, y = make_data("cross_entropy", 64, 40, 20)
+    trainer = make_trainer("cross_entropy", sizes=(40, 64, 20), precision="bf16")
+    trainer.step(x, y)
+    other = twin(trainer)
+    plain = make_trainer("cross_entropy", sizes=(40, 64, 20))
+    assert other.precision == "bf16"
+    assert plain.precision == "float32"
+    for each in (trainer, other):
+        each.step(x, y)
+    assert_same_bits(other.model.parameters, trainer.model.parameters)
+    for _ in range(2):
+        plain.step(x, y)
+    assert not same_bits(plain.model.parameters, trainer.model.parameters)
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_refused_where_it_measures_slower(engine, monkeypatch):
+    chosen = native.Native()
+    chosen.bf16_target = engine
+    monkeypatch.setitem(sys.modules["fastbatch.backends"]._loaded, "c", chosen)
+    asked = []
+
+    def trial(*arguments):
+        asked.append(arguments)
+        return 20e-6, 40e-6
+
+    monkeypatch.setattr(native, "_trial", trial)
+    with pytest.raises(fb.BackendError) as caught:
+        fb.Trainer(fb.MLP([784, 300, 10]), precision="bf16")
+    message = str(caught.value)
+    for part in ("does not pay", "(512, 300)", f"40.0 us here on target {engine}", "20.0 us", "precision='float32'"):
+        assert part in message
+    assert asked == [(chosen.target, engine, 512, 300)]
+    monkeypatch.setattr(native, "_trial", lambda *arguments: (40e-6, 20e-6))
+    assert fb.Trainer(fb.MLP([784, 300, 10]), precision="bf16").precision == "bf16"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_narrow_networks_are_refused_by_measurement(engine, monkeypatch):
+    """Layers narrower than 16 have float32 products in either table."""
+    chosen = native.Native()
+    chosen.bf16_target = engine
+    monkeypatch.setitem(sys.modules["fastbatch.backends"]._loaded, "c", chosen)
+    native._trial.cache_clear()
+    with pytest.raises(fb.BackendError, match=r"does not pay: the product \(64, 8\) x \(8, 15\)"):
+        fb.Trainer(fb.MLP([8, 15, 4]), precision="bf16")
+
+
+def test_a_forced_target_without_it_is_an_error(monkeypatch):
+    monkeypatch.setitem(sys.modules["fastbatch.backends"]._loaded, "c", native.Native("baseline"))
+    with pytest.raises(fb.BackendError, match="target baseline was forced, and it has no bfloat16 products"):
+        fb.Trainer(fb.MLP([64, 64, 16]), precision="bf16")
+
+
+def test_a_cpu_without_it_is_an_error(monkeypatch):
+    monkeypatch.setattr(_native, "bf16_targets", lambda: {"amx": "this CPU lacks amx_bf16"})
+    monkeypatch.setitem(sys.modules["fastbatch.backends"]._loaded, "c", native.Native())
+    with pytest.raises(
+        fb.BackendError, match=r"not available \(amx: this CPU lacks amx_bf16\); use precision='float32'"
+    ):
+        fb.Trainer(fb.MLP([64, 64, 16]), precision="bf16")
+    with pytest.raises(fb.BackendError, match=r"target 'amx': this CPU lacks amx_bf16"):
+        native.Native("amx")
+    assert "amx: this CPU lacks amx_bf16" in str(fb.info())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_forcing_an_engine_leaves_float32_alone(engine):
+    """FASTBATCH_TARGET names an engine: bf16 runs on it even where it does not pay, float32 on the best target."""
+    code = (
+        "import fastbatch as fb, numpy as np; m = fb.MLP([8, 15, 4]); x = np.ones((4, 8), np.float32)\n"
+        "y = x[:, :4]\n"
+        "for p in ('float32', 'bf16'): print(fb.Trainer(m, 'mse', precision=p).step(x, y) > 0)\n"
+        "i = fb.info(); print(i['target'], i['bf16_target'])"
+    )
+    made = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "FASTBATCH_TARGET": engine},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    best = [name for name, usable in _native.targets().items() if usable][-1]
+    assert made.stdout.split() == ["True", "True", best, engine]
+
+
+def test_unknown_precision():
+    with pytest.raises(fb.ArgumentError, match="expected one of bf16, float32; got 'bfloat16'; did you mean 'bf16'"):
+        fb.Trainer(fb.MLP([64, 64, 16]), precision="bfloat16")
+
+
+def test_float64_models_are_refused():
+    with pytest.raises(fb.ArgumentError, match="expected a float32 model, got dtype float64"):
+        fb.Trainer(fb.MLP([64, 64, 16], dtype="float64"), precision="bf16")
+
+
+def test_the_reference_does_not_have_it():
+    with pytest.raises(fb.BackendError, match="precision bf16 lives in the c backend"):
+        fb.Trainer(fb.MLP([64, 64, 16]), precision="bf16", backend="reference")
+
+
+def test_info_lists_the_engines():
+    found = fb.info()
+    assert found["bf16_targets"] == _native.bf16_targets()
+    assert found["bf16_reason"] in str(found)
