@@ -37,13 +37,15 @@ enum { PHILOX_DROPOUT = 1, PHILOX_SHUFFLE = 2 }; /* purposes, bits 16 to 31 of a
 #define FB_BLOCK_COLUMNS 512
 #define FB_BLOCK_DEPTH 336
 
-/* What the bfloat16 products pack of their operands, in bfloat16 elements: 512 KiB that stay in L2, 16 KiB in L1. Too much
- * for the stack of some platforms' threads, so it is a thread's own, from its first such product on (pool.c). */
+/* Operands on their way into the caches: the calling thread's own memory, aligned to 64 bytes, allocated on first use, as
+ * it is too much for the stack of some platforms' threads (pool.c). For bfloat16, in its elements: 512 KiB that stay in L2,
+ * 16 KiB in L1. */
 #define FB_PACK_RESIDENT 262144
 #define FB_PACK_PASSING 8192
+#define FB_PACK_BYTES (2 * (FB_PACK_RESIDENT + FB_PACK_PASSING))
+void *fb_pack(void);
 #if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
 #define FB_HAS_BF16
-float *fb_pack(void); /* the calling thread's, aligned to 64 bytes */
 #endif
 
 #define FB_MAX_HYPER 8

@@ -79,13 +79,11 @@ static int64_t now_ns(void)
     return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
 }
 
-#if defined(FB_HAS_BF16)
-float *fb_pack(void)
+void *fb_pack(void)
 {
-    static _Alignas(64) _Thread_local float memory[(FB_PACK_RESIDENT + FB_PACK_PASSING) / 2];
+    static _Alignas(64) _Thread_local char memory[FB_PACK_BYTES];
     return memory;
 }
-#endif
 
 static inline void relax(void)
 {
