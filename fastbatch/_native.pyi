@@ -82,6 +82,7 @@ class Network:
         outputs: int,
         targets: str,
         flops_per_row: float,
+        flops_per_step: float,
         allowed: Callable[[int | None, float], int],
         limit: int | None,
         lock: Lock,

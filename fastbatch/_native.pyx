@@ -372,7 +372,7 @@ cdef class Network:
     cdef object held, held_in_arena
     cdef int64_t inputs, outputs
     cdef bint takes_labels, takes_shares
-    cdef double flops_per_row
+    cdef double flops_per_row, flops_per_step
     cdef object allowed, limit
     cdef Tuner tuner
     cdef Lock lock
@@ -386,9 +386,12 @@ cdef class Network:
     cdef int threads  # that the arena has scratch for
 
     def __init__(self, str target, parameters, slots, steps, uint64_t seed, int loss, double loss_parameter, per_output,
-                 int rule, tuple hyper, int64_t inputs, int64_t outputs, str targets, double flops_per_row, allowed,
-                 limit, Lock lock):
-        """`targets` is what the loss takes; ``allowed(limit, flops)`` the number of threads for a piece of work."""
+                 int rule, tuple hyper, int64_t inputs, int64_t outputs, str targets, double flops_per_row,
+                 double flops_per_step, allowed, limit, Lock lock):
+        """`targets` is what the loss takes; ``allowed(limit, flops)`` the number of threads for a piece of work.
+
+        A step costs flops_per_row for each of its rows, and flops_per_step whatever their number.
+        """
         self.held = (parameters, slots, steps, per_output)
         self.net.kernels = fb_find_target(target.encode()).f32
         self.net.parameters = _data(parameters)
@@ -402,7 +405,7 @@ cdef class Network:
         self.outputs = outputs
         self.takes_labels = targets == "classes"
         self.takes_shares = targets in ("classes", "binary")
-        self.flops_per_row = flops_per_row
+        self.flops_per_row, self.flops_per_step = flops_per_row, flops_per_step
         self.allowed = allowed
         self.tuner = Tuner()
         self.limit = limit
@@ -538,7 +541,7 @@ cdef class Network:
         feed.labels = feed.order = NULL
         feed.weight = NULL
         # Python, and so a signal's handler, may run here but not below: it might step this trainer and move the arena
-        threads = self.allowed(self.limit, feed.rows * self.flops_per_row)
+        threads = self.allowed(self.limit, feed.rows * self.flops_per_row + self.flops_per_step)
         if not self.lock.take():
             return None
         try:
