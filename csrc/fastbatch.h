@@ -166,7 +166,7 @@ int fb_team_is_stale(void);
 void fb_set_thread_policy(int quota, int exact);
 int fb_exact(void);
 /* Flops from which on it pays to wait for a helper that sleeps: about 200 us of one core. */
-#define FB_WORTH_WAKING 1e7
+#define FB_WORTH_WAKING 3e7
 
 /* -- how many threads (tune.c) -------------------------------------------------------------------------------------- */
 /* What was measured of one program and one size of batch. Zero is a valid start. */

@@ -87,7 +87,8 @@ fb_stretch fb_choose_threads(fb_tuner *tuner, int most, int64_t steps, int64_t b
         else settle(tuner, now);
     }
     fb_stretch stretch = {tuner->threads, FB_WAKE_PARKED, INT64_MAX, INT64_MAX};
-    if (step > 0 ? step * tuner->threads > WAKE_NS : flops > FB_WORTH_WAKING) stretch.patience = FB_WAIT_FOR_PARKED;
+    /* the time alone does not say it: it may hold a helper's waking, and would then prove itself */
+    if (flops > FB_WORTH_WAKING && (step == 0 || step * tuner->threads > WAKE_NS)) stretch.patience = FB_WAIT_FOR_PARKED;
     else if (steps == 1) stretch.patience = FB_TAKE_AWAKE;
     if (!tuner->other) {
         if (step > 0) stretch.until = tuner->next;
