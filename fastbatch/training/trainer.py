@@ -80,7 +80,7 @@ class Trainer:
         For an unknown name or a value outside its range, and for precision bf16 with a float64 model.
     BackendError
         When the backend is missing or cannot run the model; for precision bf16 also when it measures slower than
-        float32 at the model's largest layer, which takes about a millisecond once per shape.
+        float32 at the model's largest layer, which takes a few milliseconds once per shape.
     """
 
     @named_keywords
