@@ -59,6 +59,9 @@ threads.follow(_native.set_thread_policy)
 # Rows and widths of the products that decide whether bfloat16 pays: 1 to 4 ms.
 _TRIAL_ROWS, _TRIAL_WIDTH = 64, 512
 
+# Layers with a side below this have float32 products in either table (csrc/kernels/dense_bf16.inc).
+_BF16_WIDTH = 16
+
 
 @cache
 def _trial(target: str, bf16_target: str, inputs: int, outputs: int) -> tuple[float, float]:
@@ -131,7 +134,13 @@ class Native:
         dense = [stage for stage in plan.stages if stage.has_dense]
         if self._bf16_forced or not dense:
             return None
-        largest = max(dense, key=lambda stage: stage.inputs * stage.outputs)
+        wide = [stage for stage in dense if min(stage.inputs, stage.outputs) >= _BF16_WIDTH]
+        if not wide:
+            return (
+                f"precision bf16 does not pay: no layer has {_BF16_WIDTH} inputs and {_BF16_WIDTH} outputs, and "
+                "narrower ones are multiplied in float32; use precision='float32'"
+            )
+        largest = max(wide, key=lambda stage: stage.inputs * stage.outputs)
         inputs, outputs = (min(width, _TRIAL_WIDTH) for width in (largest.inputs, largest.outputs))
         slow, fast = _trial(self.target, self.bf16_target, inputs, outputs)
         if slow > 1.1 * fast:
