@@ -33,7 +33,7 @@ enum { PHILOX_DROPOUT = 1, PHILOX_SHUFFLE = 2 }; /* purposes, bits 16 to 31 of a
 
 /* The gradient of the weights is made in blocks of rows (of w), columns and depth (rows of the batch). A thread's scratch
  * holds one block of sums and one of x: ROWS * (min(COLUMNS, padded O) + min(DEPTH, B)) elements at most. */
-#define FB_BLOCK_ROWS 128
+#define FB_BLOCK_ROWS 120 /* a multiple of every target's tile rows: strips of x are whole tiles */
 #define FB_BLOCK_COLUMNS 512
 #define FB_BLOCK_DEPTH 336
 

@@ -315,7 +315,7 @@ NETS: dict[str, Layers] = {
 }
 
 # beyond the blocks of the kernels, like BLOCKS; too large for every test
-LARGE_NETS: dict[str, Layers] = {"blocks": lambda act, o: (150, [D(530, act), D(200, act), D(o)])}
+LARGE_NETS: dict[str, Layers] = {"blocks": lambda act, o: (300, [D(530, act), D(200, act), D(o)])}
 
 
 @dataclass(frozen=True)
