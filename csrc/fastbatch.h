@@ -95,11 +95,12 @@ typedef struct fb_kernels {
     /* dx (B, I) = dz w^T. 2BIO flops. */
     void (*dense_backward_rows)(int64_t rows, int64_t inputs, int64_t outputs, const void *dz, int64_t dz_ld,
                                 const void *w, void *dx, int64_t dx_ld);
-    /* Rows [begin, end) of dw += x^T dz, row I being db += the column sums of dz. 2B(end - begin)O flops.
-     * Like w above, dz is read in whole vectors inside (B, dz_ld) and never beyond. */
+    /* Rows [begin, end) of dw = x^T dz, row I being db = the column sums of dz; with `add` on top of what is there.
+     * 2B(end - begin)O flops. Like w above, dz is read in whole vectors inside (B, dz_ld) and never beyond. `ahead` may
+     * be NULL. */
     void (*dense_backward_weights)(int64_t batch, int64_t inputs, int64_t outputs, const void *x, int64_t x_ld,
-                                   const void *dz, int64_t dz_ld, int64_t begin, int64_t end, void *dw, void *db,
-                                   void *scratch);
+                                   const void *dz, int64_t dz_ld, int64_t begin, int64_t end, int add, void *dw,
+                                   void *db, void *scratch, fb_ahead *ahead);
     /* The same sums, met by the optimizer while in cache, instead of written; `slice` is that of row 0 of w, `ahead` may
      * be NULL. */
     void (*dense_update)(int64_t batch, int64_t inputs, int64_t outputs, const void *x, int64_t x_ld, const void *dz,

@@ -36,7 +36,7 @@ cdef extern from "fastbatch.h" nogil:
         void (*dense_backward_rows)(int64_t, int64_t, int64_t, const void *, int64_t, const void *, void *,
                                     int64_t) noexcept nogil
         void (*dense_backward_weights)(int64_t, int64_t, int64_t, const void *, int64_t, const void *, int64_t,
-                                       int64_t, int64_t, void *, void *, void *) noexcept nogil
+                                       int64_t, int64_t, int, void *, void *, void *, void *) noexcept nogil
         void (*loss)(const fb_loss *, int64_t, int64_t, const void *, int64_t, const void *, int64_t, const double *,
                      void *, int64_t, double *) noexcept nogil
         void (*update)(int, const double *, double, fb_slice) noexcept nogil
@@ -237,7 +237,7 @@ cdef class Kernels:
         with nogil:
             mode = fp_enter()
             self.k.dense_backward_weights(rows, inputs, outputs, xp, inputs, zp, outputs, 0,
-                                          inputs + (dbp != NULL), dwp, dbp, NULL)
+                                          inputs + (dbp != NULL), 1, dwp, dbp, NULL, NULL)
             if dxp != NULL:
                 self.k.dense_backward_rows(rows, inputs, outputs, zp, outputs, wp, dxp, inputs)
             fp_leave(mode)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from . import checks, ops
+from . import checks, memory, ops
 from .errors import ArgumentError, CheckpointError, FastbatchError, ShapeError, did_you_mean, named_keywords
 from .layers import LAYERS, Activation, Dense, Dropout, Layer
 
@@ -83,7 +83,7 @@ class Sequential:
         self._inference: tuple[str, Any] | None = None  # program.py keeps the program of predict here
         shapes = _dense_shapes(self.layers, self.input_size)
         self.output_size = shapes[-1][1]
-        self._parameters = np.zeros(sum(i * o + o * bias for i, o, bias in shapes), self.dtype)
+        self._parameters = memory.zeros(sum(i * o + o * bias for i, o, bias in shapes), self.dtype)
         self._weights, offset = [], 0
         for i, o, bias in shapes:
             w = self._parameters[offset : offset + i * o].reshape(i, o)

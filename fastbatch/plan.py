@@ -8,11 +8,10 @@ import numpy as np
 
 from . import ops
 from .layers import Activation, Dense, Dropout
+from .memory import ALIGNMENT
 from .model import Sequential
 
 __all__ = ["STAGE_FIELDS", "Arena", "Plan", "Stage", "inference_arena", "make_plan", "training_arena"]
-
-ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from functools import cache
 
 import numpy as np
 
-from .. import _native, ops, threads
+from .. import _native, memory, ops, threads
 from ..errors import ArgumentError, BackendError, DivergenceError, did_you_mean
-from ..plan import ALIGNMENT, Plan, inference_arena, training_arena
+from ..plan import Plan, inference_arena, training_arena
 from ..protocol import Feed, PerSample, State, Sums
 
 __all__ = ["FusedProgram", "Native"]
@@ -46,12 +46,6 @@ def _hyper(optimizer: ops.Optimizer) -> tuple[float, ...]:
 
 def _per_output(loss: ops.Loss, outputs: int, dtype: str) -> Array | None:
     return None if loss.per_output is None else np.ascontiguousarray(np.broadcast_to(loss.per_output, outputs), dtype)
-
-
-def _aligned(nbytes: int) -> Array:
-    raw = np.zeros(nbytes + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + nbytes]
 
 
 threads.follow(_native.set_thread_policy)
@@ -260,7 +254,7 @@ class FusedProgram:
         if rows > self._rows or threads_ > self._threads_reserved:
             rows, threads_ = max(rows, self._rows), max(threads_, self._threads_reserved)
             arena = training_arena(self.plan, rows, _ACTIVATIONS, _native.UPDATE_BLOCK, threads_)
-            self._training.place(arena, _aligned(arena.nbytes), np.empty(rows, np.int64))
+            self._training.place(arena, memory.zeros(arena.nbytes, np.uint8), np.empty(rows, np.int64))
             self._rows, self._threads_reserved = rows, threads_
 
     def _threads(self, rows: int, share: float = 1.0) -> int:
@@ -337,10 +331,10 @@ class FusedProgram:
     def predict(self, x: Array, out: Array) -> None:
         count, nbytes = self._threads(len(x), _FORWARD), self._inference_arena.nbytes
         if count > 1:
-            self._inference.predict(x, out, _aligned(count * nbytes), count)
+            self._inference.predict(x, out, memory.zeros(count * nbytes, np.uint8), count)
             return
         arena = self._inference.take_spare()
         if arena is None:
-            arena = _aligned(nbytes)
+            arena = memory.zeros(nbytes, np.uint8)
         self._inference.predict(x, out, arena, 1)
         self._inference.keep_spare(arena)

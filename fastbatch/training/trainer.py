@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from .. import checks, ops
+from .. import checks, memory, ops
 from ..backends import get as get_backend
 from ..data.orders import epoch_order
 from ..data.splits import validation_split as split_rows
@@ -113,7 +113,7 @@ class Trainer:
         self.epochs = 0
         self.history = History()
         self.stop_training = False
-        self._slots = np.zeros((self.optimizer.slots, model.num_parameters), model.dtype)
+        self._slots = memory.zeros((self.optimizer.slots, model.num_parameters), model.dtype)
         self._steps = np.zeros(1, np.int64)
         self._gradient: Array | None = None  # what backward has added since the last update
         self._gradient_rows = 0

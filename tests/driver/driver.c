@@ -157,7 +157,7 @@ static void dense_backward(const fb_kernels *k, test *t)
         k->slope(row_of(t, "activation", fb_activation_names), dz.rows, dz.columns, at(t, "saved"), at(t, "dz"),
                  dz.columns);
     k->dense_backward_weights(x.rows, x.columns, dz.columns, at(t, "x"), x.columns, at(t, "dz"), dz.columns, 0,
-                              x.columns + (maybe(t, "db") != NULL), at(t, "dw"), at(t, "db"), NULL);
+                              x.columns + (maybe(t, "db") != NULL), 1, at(t, "dw"), at(t, "db"), NULL, NULL);
     if (!maybe(t, "dx")) return;
     k->dense_backward_rows(x.rows, x.columns, dz.columns, at(t, "dz"), dz.columns, at(t, "w"), at(t, "dx"), x.columns);
 }
