@@ -37,6 +37,10 @@ enum { PHILOX_DROPOUT = 1, PHILOX_SHUFFLE = 2 }; /* purposes, bits 16 to 31 of a
 #define FB_BLOCK_COLUMNS 512
 #define FB_BLOCK_DEPTH 336
 
+/* The gradient of a small network is summed from parts of the batch, so many at a time (gradient.c). */
+#define FB_PARTS 8
+#define FB_PART_ROWS 32
+
 /* Operands on their way into the caches: the calling thread's own memory, aligned to 64 bytes, allocated on first use, as
  * it is too much for the stack of some platforms' threads (pool.c). For bfloat16, in its elements: 512 KiB that stay in L2,
  * 16 KiB in L1. */
@@ -119,6 +123,8 @@ typedef struct fb_kernels {
     /* Largest magnitude in (rows, width) as bits, ordered like the magnitudes with Inf and NaN on top. */
     uint64_t (*peak)(int64_t rows, int64_t width, const void *x, int64_t ld);
     double (*peak_value)(uint64_t bits);
+    /* sums (n,) += `count` parts (n,), `stride` elements apart, one after the other; returns peak. */
+    uint64_t (*fold)(int64_t n, int64_t count, const void *parts, int64_t stride, void *sums);
     /* norms[r] = squared Euclidean norm of row r of x (rows, width): squares exact, summed in double in an order that
      * depends on the width only. Relative error <= width 2^-53. 2 rows width flops. */
     void (*row_norms)(int64_t rows, int64_t width, const void *x, int64_t ld, double *norms);
@@ -216,6 +222,7 @@ typedef struct fb_network {
     fb_optimizer optimizer;
     int64_t y, row_loss, row_weight, row_share, gradient, scratch; /* arena offsets */
     int64_t scratch_bytes;     /* of one thread */
+    int64_t parts, part_bytes; /* gradients of FB_PARTS parts of a batch, one behind the other; -1 where N is large */
 } fb_network;
 
 typedef struct fb_feed {
@@ -250,10 +257,10 @@ typedef struct fb_outcome {
     int threads;               /* that ran */
 } fb_outcome;
 
-/* Steps [first, last) of one pass over the feed; stops between steps once budget_ns have passed. On
- * up to `threads` threads, as many as the tuner finds best. */
-fb_outcome fb_run(const fb_network *net, char *arena, const fb_feed *feed, int64_t first, int64_t last, double lr,
-                  int64_t budget_ns, int threads, fb_tuner *tuner, fb_sums *sums);
+/* Steps [first, last) of one pass over the feed; stops between steps once budget_ns have
+ * passed. On up to `threads` threads, as many as the tuner finds best. */
+fb_outcome fb_run(const fb_network *net, char *arena, const fb_feed *feed, int64_t first, int64_t last,
+                  double lr, int64_t budget_ns, int threads, fb_tuner *tuner, fb_sums *sums);
 /* gradient (N,) += sums over all rows of the feed as one batch whose first logical row is first_row; returns `sums`
  * continued row by row. Without a gradient dw is not computed; samples may be NULL. */
 fb_sums fb_accumulate(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, char *gradient,

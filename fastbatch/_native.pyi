@@ -17,6 +17,7 @@ OK: int
 LOSS_NOT_FINITE: int
 GRADIENT_NOT_FINITE: int
 UPDATE_BLOCK: tuple[int, int, int]
+PARTS: tuple[int, int]
 
 activations: list[str]
 losses: list[str]

@@ -64,7 +64,7 @@ cdef extern from "fastbatch.h" nogil:
         uint64_t seed
         fb_loss loss
         fb_optimizer optimizer
-        int64_t y, row_loss, row_weight, row_share, gradient, scratch, scratch_bytes
+        int64_t y, row_loss, row_weight, row_share, gradient, scratch, scratch_bytes, parts, part_bytes
     ctypedef struct fb_feed:
         const char *x
         int64_t x_stride
@@ -112,6 +112,7 @@ cdef extern from "fastbatch.h" nogil:
     double fb_measure_barrier(int, int64_t)
     void fb_permutation(const fb_kernels *, int64_t, uint64_t, unsigned int, int64_t, int64_t, int64_t *)
     int FB_OK, FB_LOSS_NOT_FINITE, FB_GRADIENT_NOT_FINITE, FB_BLOCK_ROWS, FB_BLOCK_COLUMNS, FB_BLOCK_DEPTH
+    int FB_PARTS, FB_PART_ROWS
 
 cdef extern from "simd/fpmode.h" nogil:
     ctypedef unsigned long fp_mode
@@ -122,6 +123,8 @@ OK = FB_OK
 LOSS_NOT_FINITE = FB_LOSS_NOT_FINITE
 # rows, columns and depth of a block of weight gradients: what a thread's scratch holds
 UPDATE_BLOCK = (FB_BLOCK_ROWS, FB_BLOCK_COLUMNS, FB_BLOCK_DEPTH)
+# parts of a batch whose gradients are summed in order, in small networks: how many at a time, and rows of each
+PARTS = (FB_PARTS, FB_PART_ROWS)
 GRADIENT_NOT_FINITE = FB_GRADIENT_NOT_FINITE
 
 
@@ -426,6 +429,7 @@ cdef class Network:
         self.net.y, self.net.row_loss, self.net.row_weight = arena.y, arena.row_loss, arena.row_weight
         self.net.row_share, self.net.gradient = arena.row_share, arena.gradient
         self.net.scratch, self.net.scratch_bytes = arena.scratch, arena.scratch_bytes
+        self.net.parts, self.net.part_bytes = arena.parts, arena.part_bytes
         self.threads = arena.threads
         self.arena = _data(memory)
         self.arena_bytes = arena.nbytes

@@ -13,6 +13,9 @@ from .model import Sequential
 
 __all__ = ["STAGE_FIELDS", "Arena", "Plan", "Stage", "inference_arena", "make_plan", "training_arena"]
 
+# Parameters up to which activations are more to exchange between threads than gradients are: 32 KiB of float32, in L1.
+SMALL_GRADIENT = 8192
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -78,6 +81,11 @@ class Plan:
         return self.optimizer.slots
 
     @property
+    def is_small(self) -> bool:
+        """Whether the gradient is held whole, summed from parts of the batch (csrc/gradient.c)."""
+        return self.num_parameters <= SMALL_GRADIENT
+
+    @property
     def flops_per_row(self) -> int:
         """Multiply-adds of one training row counted as two: forward, weight gradient, input gradient where needed."""
         return sum(2 * s.inputs * s.outputs * (3 if s.needs_dx else 2) for s in self.stages if s.has_dense)
@@ -134,6 +142,8 @@ class Arena:
         (float64), and of the unfused gradient (N,).
     scratch, scratch_bytes, threads : int
         Where the threads' scratch begins, the bytes of each thread's, and their number.
+    parts, part_bytes : int
+        Where the gradients of the parts of a batch begin, and the bytes of each; -1 for a large network.
     purposes : dict of str to int
         Bytes by purpose.
     """
@@ -149,6 +159,8 @@ class Arena:
     scratch: int
     scratch_bytes: int
     threads: int
+    parts: int
+    part_bytes: int
     purposes: dict[str, int]
 
 
@@ -201,11 +213,17 @@ def _stage_table(plan: Plan, activation_index: dict[str, int]) -> np.ndarray:
 
 
 def training_arena(
-    plan: Plan, rows: int, activation_index: dict[str, int], update_block: tuple[int, int, int], threads: int
+    plan: Plan,
+    rows: int,
+    activation_index: dict[str, int],
+    update_block: tuple[int, int, int],
+    parts: tuple[int, int],
+    threads: int,
 ) -> Arena:
     """Memory of forward, backward and update for batches of at most `rows` rows.
 
     `update_block`: rows, columns and depth of a block of weight gradients, scratch of each of `threads` threads.
+    `parts`: how many parts of a batch there are at a time, and rows of each.
     """
     size, carve = np.dtype(plan.dtype).itemsize, _Carver()
     table = _stage_table(plan, activation_index)
@@ -233,6 +251,11 @@ def training_arena(
     block_rows, block_columns, block_depth = update_block
     scratch_bytes = block_rows * (min(block_columns, widest) + min(block_depth, rows)) * size
     scratch = carve.take("scratch", threads * scratch_bytes)
+    first_part, part_bytes = -1, 0
+    if plan.is_small:
+        most, part_rows = parts
+        part_bytes = whole_lines(plan.num_parameters, plan.dtype) * size
+        first_part = carve.take("gradient", min(most, -(-rows // part_rows)) * part_bytes)
     return Arena(
         rows,
         carve.nbytes,
@@ -245,6 +268,8 @@ def training_arena(
         scratch,
         scratch_bytes,
         threads,
+        first_part,
+        part_bytes,
         carve.purposes,
     )
 
@@ -259,4 +284,4 @@ def inference_arena(plan: Plan, rows: int, activation_index: dict[str, int]) -> 
         row["x"] = -1 if k == 0 else table[k - 1]["out"]
         row["out"] = row["z"] = row["a"] = buffers[k % 2]
         row["threshold"] = 256
-    return Arena(rows, carve.nbytes, table, -1, -1, -1, -1, -1, -1, 0, 0, carve.purposes)
+    return Arena(rows, carve.nbytes, table, -1, -1, -1, -1, -1, -1, 0, 0, -1, 0, carve.purposes)

@@ -39,6 +39,7 @@ class ComposedProgram:
     """The program protocol from the four kernels; the specification of every fused run."""
 
     threads_used = 1
+    tile_rows = 1
 
     def __init__(self, plan: Plan, kernels: Backend, state: State) -> None:
         self.plan, self.kernels, self.state = plan, kernels, state

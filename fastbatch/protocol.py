@@ -136,6 +136,8 @@ class Program(Protocol):
         Held by the caller of everything below but predict; the fast path takes it itself.
     threads_used : int
         Threads that the last run ran on.
+    tile_rows : int
+        Where the order of sums does not depend on the split of a batch into pieces: at multiples of this many rows.
     """
 
     @property
@@ -143,6 +145,9 @@ class Program(Protocol):
 
     @property
     def threads_used(self) -> int: ...
+
+    @property
+    def tile_rows(self) -> int: ...
 
     def run(self, feed: Feed, first: int, last: int, lr: float, budget: float, sums: Sums) -> int:
         """Make the updates `first` to `last` (exclusive) of one pass over `feed`.

@@ -87,3 +87,10 @@ def public(monkeypatch):
         return name
 
     return use
+
+
+@pytest.fixture(params=["parts", "blocks"])
+def order_of_sums(request, monkeypatch) -> str:
+    """Gradients as small networks have them summed, from parts of the batch, and as large ones, in one chain."""
+    monkeypatch.setattr("fastbatch.plan.SMALL_GRADIENT", 8192 if request.param == "parts" else 0)
+    return request.param

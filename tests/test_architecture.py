@@ -230,9 +230,10 @@ def test_borders(name):
                 assert included.startswith(prefixes), f"{name} includes {included}"
 
 
-def test_run_does_no_arithmetic_on_data():
-    """run.c sees data as bytes: no element type, and as numbers only the per-row sums, which are double."""
-    text = code(CSRC / "run.c")
+@pytest.mark.parametrize("name", ["run.c", "calls.c", "rows.c", "gradient.c", "frame.h"])
+def test_walkers_do_no_arithmetic_on_data(name):
+    """They see data as bytes: no element type, and as numbers only the per-row sums, which are double."""
+    text = code(CSRC / name)
     assert not re.search(r"\b(float|real|vec)\b", text)
     assert not LIBC.search(text)
     for cast in re.findall(r"\((?:const )?double \*\)\s*\(([^;]*)", text):

@@ -126,7 +126,9 @@ def test_arena_ranges_do_not_overlap(case, rows):
     from fastbatch import ops
 
     plan = case.plan(case.model())
-    arena = training_arena(plan, rows, {name: k for k, name in enumerate(ops.ACTIVATIONS)}, (128, 512, 1024), 3)
+    arena = training_arena(
+        plan, rows, {name: k for k, name in enumerate(ops.ACTIVATIONS)}, (128, 512, 1024), (8, 32), 3
+    )
     ranges = {
         ("y", -1): (arena.y, rows * int(arena.stages[-1]["out_ld"]) * 4),
         ("row_loss", -1): (arena.row_loss, 8 * rows),
@@ -134,6 +136,7 @@ def test_arena_ranges_do_not_overlap(case, rows):
         ("row_share", -1): (arena.row_share, 8 * rows),
         ("gradient", -1): (arena.gradient, 4 * plan.num_parameters),
         ("scratch", -1): (arena.scratch, 3 * arena.scratch_bytes),
+        ("parts", -1): (arena.parts, -(-rows // 32) * arena.part_bytes),
     }
     for k, row in enumerate(arena.stages):
         assert row["x_ld"] >= row["inputs"]

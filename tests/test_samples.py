@@ -163,8 +163,8 @@ def test_a_scale_of_zeros_and_ones_is_a_subset(case):
     oracle.assert_within(got, exact, 2 * bound, f"{case.id}: scale 0 and 1")
 
 
-@parametrize([replace(case, B=41) for case in few_nets(FUSED)])
-def test_threads_and_splits_change_no_bit(case):
+@parametrize([replace(case, B=110) for case in few_nets(FUSED)])
+def test_threads_and_splits_change_no_bit(case, order_of_sums):
     made = plan, _, _ = case.program()
     feed = case.feed()
     scale = np.linspace(0, 2, case.B, dtype=np.float32)
@@ -180,7 +180,9 @@ def test_threads_and_splits_change_no_bit(case):
     with fb.set_num_threads(1, exact=True):
         expected = pieces(case.B)
     assert not any(np.isnan(array).any() for array in expected.values())
-    for threads, size in ((1, 1), (1, 4), (1, 23), (2, 41), (2, 17), (3, 41), (3, 5)):
+    unit = made[2].tile_rows
+    for threads, size in ((1, 1), (1, 2), (1, 3), (2, case.B), (2, 1), (3, case.B), (3, 2)):
+        size = min(size * unit, case.B)
         with fb.set_num_threads(threads, exact=True):
             got = pieces(size)
         for name, array in expected.items():

@@ -50,6 +50,9 @@ def _per_output(loss: ops.Loss, outputs: int, dtype: str) -> Array | None:
 
 threads.follow(_native.set_thread_policy)
 
+# Rows that a product of the weights' gradient takes at a time in bfloat16; BLOCK_K of csrc/kernels/dense_bf16.inc.
+_BF16_ROWS = 32
+
 # Rows and widths of the products that decide whether bfloat16 pays: 1 to 4 ms.
 _TRIAL_ROWS, _TRIAL_WIDTH = 64, 512
 
@@ -253,7 +256,7 @@ class FusedProgram:
     def _reserve(self, rows: int, threads_: int) -> None:
         if rows > self._rows or threads_ > self._threads_reserved:
             rows, threads_ = max(rows, self._rows), max(threads_, self._threads_reserved)
-            arena = training_arena(self.plan, rows, _ACTIVATIONS, _native.UPDATE_BLOCK, threads_)
+            arena = training_arena(self.plan, rows, _ACTIVATIONS, _native.UPDATE_BLOCK, _native.PARTS, threads_)
             self._training.place(arena, memory.zeros(arena.nbytes, np.uint8), np.empty(rows, np.int64))
             self._rows, self._threads_reserved = rows, threads_
 
@@ -261,6 +264,12 @@ class FusedProgram:
         # a program of any share but the forward pass ends in an update, now or later
         update = 0 if share == _FORWARD else self._update_flops
         return threads.allowed(self.num_threads, share * rows * self._flops_per_row + update)
+
+    @property
+    def tile_rows(self) -> int:
+        if self.plan.is_small:
+            return _native.PARTS[1]
+        return _BF16_ROWS if self.plan.precision == "bf16" else 1
 
     @property
     def threads_used(self) -> int:

@@ -29,8 +29,7 @@ Array = np.ndarray
 # Seconds that one call into a program may take before Python looks at signals, bars and callbacks.
 CHUNK = 0.05
 
-# Rows that a product of the weights' gradient takes at a time, by precision; BLOCK_K of csrc/kernels/dense_bf16.inc.
-TILE_ROWS = {"float32": 1, "bf16": 32}
+PRECISIONS = ("float32", "bf16")
 
 
 class Trainer:
@@ -72,7 +71,8 @@ class Trainer:
     threads_used : int
         Threads that the last fit or step ran on.
     tile_rows : int
-        Splits into micro-batches at multiples of this many rows change no bit: 1 in float32, 32 in bf16.
+        Splits into micro-batches at multiples of this many rows change no bit of a gradient on the c backend: 1, or 32
+        for networks of up to 8192 parameters and in bf16.
 
     Raises
     ------
@@ -103,8 +103,8 @@ class Trainer:
         self.optimizer = ops.get_optimizer(optimizer)
         self.metrics = tuple(ops.get_metrics(metrics, self.loss))
         self.num_threads = None if num_threads is None else checks.count("num_threads", num_threads)
-        if precision not in TILE_ROWS:
-            raise unknown_name("Trainer(precision=)", precision, TILE_ROWS)
+        if precision not in PRECISIONS:
+            raise unknown_name("Trainer(precision=)", precision, PRECISIONS)
         if precision == "bf16" and model.dtype != "float32":
             raise ArgumentError(f"Trainer(precision='bf16'): expected a float32 model, got dtype {model.dtype}")
         self.precision = precision
@@ -149,7 +149,7 @@ class Trainer:
     @property
     def tile_rows(self) -> int:
         """Splits into micro-batches at multiples of this many rows change no bit."""
-        return TILE_ROWS[self.precision]
+        return self._program.tile_rows
 
     @property
     def threads_used(self) -> int:

@@ -221,7 +221,8 @@ static fb_network network_of(const fb_kernels *k, test *t)
                         .slots = at(t, "slots"), .steps = at(t, "steps"), .seed = (uint64_t)integer(t, "seed"),
                         .loss = loss_of(t), .optimizer = optimizer_of(t), .y = offsets[0], .row_loss = offsets[1],
                         .row_weight = offsets[2], .row_share = offsets[3], .gradient = offsets[4],
-                        .scratch = offsets[5], .scratch_bytes = offsets[6]};
+                        .scratch = offsets[5], .scratch_bytes = offsets[6], .parts = offsets[7],
+                        .part_bytes = offsets[8]};
 }
 
 static fb_feed feed_of(const fb_kernels *k, test *t)

@@ -1,0 +1,97 @@
+/* What one call does, and the pieces it is made of: rows.c by batch rows, gradient.c by parameters. Internal to the files
+ * that walk stages and phases; no arithmetic on data of their own: every number is touched through the kernel table.
+ */
+#ifndef FB_FRAME_H
+#define FB_FRAME_H
+
+#include "fastbatch.h"
+
+typedef struct lane { /* what one thread tells the others; a cache line each */
+    double bound;     /* on any element of the gradient sum over its rows, or its share's largest element */
+    int loss_bad, gradient_bad;
+    char pad[64 - sizeof(double) - 2 * sizeof(int)];
+} lane;
+
+typedef struct frame {
+    const fb_network *net;
+    const fb_kernels *k;
+    const fb_feed *feed;
+    char *arena;
+    int64_t first_dense;
+    int training;
+    lane *lanes;      /* one per thread; written before a barrier, read after it */
+    /* fb_run */
+    int64_t first, last, deadline;
+    double lr;
+    fb_sums sums;
+    fb_outcome outcome;
+    int stop;
+    /* fb_accumulate, fb_forward, fb_backward, fb_update, fb_predict */
+    int64_t first_row, dz_stride, arena_bytes, block;
+    const char *dz;
+    char *gradient;
+    double scale;
+    const fb_per_sample *samples;
+} frame;
+
+typedef struct range { int64_t begin, end; } range;
+
+/* Thread t's share of n items, cut at multiples of `unit` so that no tile is split. Thread 0 always has one. */
+static inline range share(int64_t n, int64_t unit, int t, int threads)
+{
+    const int64_t units = (n + unit - 1) / unit;
+    const int64_t first = (units * t + threads - 1) / threads, next = (units * (t + 1) + threads - 1) / threads;
+    range r = {first * unit, next * unit};
+    return (range){r.begin < n ? r.begin : n, r.end < n ? r.end : n};
+}
+
+static inline int in_parts(const fb_network *net) { return net->parts >= 0; }
+
+/* Batch rows that are shared out at a time: all, or as many as there are parts for. Then thread t's share of those from
+ * row `chunk` on. */
+static inline int64_t chunk_rows(const fb_network *net, int64_t rows)
+{
+    return in_parts(net) && rows > FB_PARTS * FB_PART_ROWS ? FB_PARTS * FB_PART_ROWS : rows;
+}
+
+static inline range chunk_share(const frame *f, int64_t rows, int64_t chunk, int t, int threads)
+{
+    const int64_t most = chunk_rows(f->net, rows), n = rows - chunk < most ? rows - chunk : most;
+    const range r = share(n, in_parts(f->net) ? FB_PART_ROWS : f->k->tile_rows, t, threads);
+    return (range){chunk + r.begin, chunk + r.end};
+}
+
+frame fb_frame(const fb_network *net, char *arena, const fb_feed *feed);
+
+/* The input of stage k for batch row r of the batch that starts at row `base` of the pass. Rows used in order are read
+ * where they lie. */
+const char *fb_stage_input(const frame *f, const char *arena, int64_t k, int64_t base, int64_t r, int64_t *ld);
+
+/* -- rows.c: batch rows [rows.begin, rows.end) of the batch that starts at row `base` of the pass --------------------- */
+void fb_rows_forward(const frame *f, char *arena, int64_t base, range rows, uint32_t update);
+/* A power of two that brings the weights of a step near 1. */
+double fb_weight_unit(const fb_feed *feed, int64_t base, int64_t rows);
+/* Loss of each row and dz of the last stage. */
+void fb_rows_loss(const frame *f, int64_t base, range rows, double unit);
+/* Deltas of all stages from dz of the last, down to the first dense stage, which asks for no dx. */
+void fb_rows_backward(const frame *f, range rows, uint32_t update);
+void fb_rows_per_sample(const frame *f, range rows);
+/* Whether the losses of the rows are finite. */
+int fb_rows_are_finite(const frame *f, range rows);
+/* A bound on every element of the gradient sum over the rows. */
+double fb_rows_bound(const frame *f, int64_t base, range rows);
+/* Sums over all rows of the batch in row order, on from `total`: the same bits for every thread, for any number of them,
+ * and for any split of a batch into pieces. */
+double fb_total_weight(const frame *f, int64_t rows, double total);
+double fb_total_loss(const frame *f, int64_t rows, double total);
+
+/* -- gradient.c ----------------------------------------------------------------------------------------------------- */
+/* gradient (N,) += sums over the batch, complete after the next barrier. All rows have their deltas, after a barrier
+ * unless the network is in parts. */
+void fb_add_gradient(const frame *f, int64_t base, int64_t rows, char *gradient, int t, int threads);
+/* Phase B of a step whose rows are done: FB_OK, or which not finite and nothing changed. Same answer on all threads. */
+int fb_apply(frame *f, int64_t base, int64_t rows, const double *constants, int t, int threads);
+/* Thread t's share of the update by `scale * gradient`, if the whole is finite. */
+int fb_apply_gradient(frame *f, const char *gradient, double scale, const double *constants, int t, int threads);
+
+#endif

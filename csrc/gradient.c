@@ -1,0 +1,202 @@
+/* Phase B, by parameters: the sums of x^T dz over the batch, met by the optimizer.
+ *
+ * A large network's rows of weights are shared out, each over the whole batch, and no more than a block of the gradient
+ * ever exists. A small one's would have every thread fetch the activations of all others for little work; there the
+ * batch is cut into parts of FB_PART_ROWS rows, whose gradients are summed in order: each thread reads its own rows, and
+ * what is exchanged is the gradient. The order is that of the rows alone, so bits do not depend on the threads, nor on
+ * splits of the batch at multiples of FB_PART_ROWS.
+ */
+#include "frame.h"
+
+static char *scratch_of(const frame *f, int t) { return f->arena + f->net->scratch + t * f->net->scratch_bytes; }
+
+static int64_t weight_rows(const fb_stage *s) { return s->inputs + (s->b >= 0); }
+
+static fb_slice slice_at(const fb_network *net, int64_t offset)
+{
+    return (fb_slice){net->parameters + offset, NULL, net->slots + offset, net->parameter_count, 0};
+}
+
+/* The rows that thread t gathers in the next step, if there is one. */
+static fb_ahead rows_ahead(const frame *f, int64_t base, int t, int threads)
+{
+    const fb_feed *feed = f->feed;
+    if (!feed->order || base >= feed->rows) return (fb_ahead){0};
+    const range next = share(feed->rows - base < feed->batch ? feed->rows - base : feed->batch, f->k->tile_rows, t, threads);
+    return (fb_ahead){feed->x, feed->x_stride, f->net->stages[0].inputs * f->k->size, feed->order + base + next.begin,
+                      next.end - next.begin, 0};
+}
+
+static void update_fused(const frame *f, int64_t base, int64_t rows, const double *constants, double scale, int t,
+                         int threads)
+{
+    const fb_network *net = f->net;
+    fb_ahead ahead = rows_ahead(f, base + rows, t, threads);
+    for (int64_t i = f->first_dense; i < net->stage_count; i++) {
+        const fb_stage *s = &net->stages[i];
+        if (s->w < 0) continue;
+        const range mine = share(weight_rows(s), f->k->tile_rows, t, threads);
+        int64_t ld;
+        const char *x = fb_stage_input(f, f->arena, i, base, 0, &ld);
+        f->k->dense_update(rows, s->inputs, s->outputs, x, ld, f->arena + s->dz, s->out_ld, mine.begin, mine.end,
+                           net->optimizer.rule, constants, scale, slice_at(net, s->w),
+                           scratch_of(f, t), &ahead);
+    }
+}
+
+/* Of rows [rows.begin, rows.end) and rows [begin, end) of the weights of stage i: gradient = or, with `add`, +=. */
+static void stage_gradient(const frame *f, int64_t i, int64_t base, range rows, range weights, int add, char *gradient,
+                           int t, fb_ahead *ahead)
+{
+    const fb_stage *s = &f->net->stages[i];
+    int64_t ld;
+    const char *x = fb_stage_input(f, f->arena, i, base, rows.begin, &ld);
+    if (weights.begin < weights.end)
+        f->k->dense_backward_weights(rows.end - rows.begin, s->inputs, s->outputs, x, ld,
+                                     f->arena + s->dz + rows.begin * s->out_ld * f->k->size, s->out_ld, weights.begin,
+                                     weights.end, add, gradient + s->w, s->b >= 0 ? gradient + s->b : NULL,
+                                     scratch_of(f, t), ahead);
+}
+
+static void by_weights(const frame *f, int64_t base, int64_t rows, int add, char *gradient, int t, int threads)
+{
+    for (int64_t i = f->first_dense; i < f->net->stage_count; i++) {
+        const fb_stage *s = &f->net->stages[i];
+        if (s->w < 0) continue;
+        stage_gradient(f, i, base, (range){0, rows}, share(weight_rows(s), f->k->tile_rows, t, threads), add, gradient,
+                       t, NULL);
+    }
+}
+
+static range parameters_of(const frame *f, int t, int threads) { return share(f->net->parameter_count, 16, t, threads); }
+
+/* Of rows [rows.begin, rows.end), all stages: gradient = their sums. */
+static void part_gradient(const frame *f, int64_t base, range rows, char *gradient, int t, fb_ahead *ahead)
+{
+    for (int64_t i = f->first_dense; i < f->net->stage_count; i++)
+        if (f->net->stages[i].w >= 0)
+            stage_gradient(f, i, base, rows, (range){0, weight_rows(&f->net->stages[i])}, 0, gradient, t, ahead);
+}
+
+/* Thread 0 has the first parts and adds each while it is in L1; the others leave theirs side by side. Then everyone adds
+ * those to its share of `gradient`, whose largest magnitude is returned. */
+static uint64_t by_parts(const frame *f, int64_t base, int64_t rows, int add, char *gradient, int t, int threads)
+{
+    const fb_network *net = f->net;
+    const fb_kernels *k = f->k;
+    const int64_t stride = net->part_bytes / k->size;
+    const range mine = parameters_of(f, t, threads);
+    char *parts = f->arena + net->parts, *share_of_gradient = gradient + mine.begin * k->size;
+    uint64_t top = 0;
+    for (int64_t chunk = 0, n; chunk < rows; chunk += n) {
+        n = chunk_rows(net, rows - chunk);
+        const range own = chunk_share(f, rows, chunk, t, threads);
+        fb_ahead ahead = rows_ahead(f, base + rows, t, threads);
+        for (int64_t r = own.begin; r < own.end; r += FB_PART_ROWS) {
+            const range part = {r, r + FB_PART_ROWS < own.end ? r + FB_PART_ROWS : own.end};
+            if (r == 0 && !add) {
+                part_gradient(f, base, part, gradient, t, &ahead);
+            } else if (t == 0) {
+                part_gradient(f, base, part, parts, t, &ahead);
+                k->fold(net->parameter_count, 1, parts, stride, gradient);
+            } else {
+                part_gradient(f, base, part, parts + (r - chunk) / FB_PART_ROWS * net->part_bytes, t, &ahead);
+            }
+        }
+        fb_wait_for_all(threads);
+        const int64_t added = (chunk_share(f, rows, chunk, 0, threads).end - chunk + FB_PART_ROWS - 1) / FB_PART_ROWS;
+        const int64_t count = (n + FB_PART_ROWS - 1) / FB_PART_ROWS;
+        if (added < count)
+            top = k->fold(mine.end - mine.begin, count - added, parts + added * net->part_bytes + mine.begin * k->size,
+                          stride, share_of_gradient);
+        else top = k->peak(1, mine.end - mine.begin, share_of_gradient, 0);
+        if (chunk + n < rows) fb_wait_for_all(threads);
+    }
+    return top;
+}
+
+void fb_add_gradient(const frame *f, int64_t base, int64_t rows, char *gradient, int t, int threads)
+{
+    if (in_parts(f->net)) by_parts(f, base, rows, 1, gradient, t, threads);
+    else by_weights(f, base, rows, 1, gradient, t, threads);
+}
+
+static void update_share(const frame *f, const char *gradient, double scale, const double *constants, range mine)
+{
+    fb_slice s = slice_at(f->net, mine.begin * f->k->size);
+    s.g = gradient + mine.begin * f->k->size;
+    s.n = mine.end - mine.begin;
+    f->k->update(f->net->optimizer.rule, constants, scale, s);
+}
+
+static int loss_is_bad(const frame *f, int threads)
+{
+    for (int t = 0; t < threads; t++)
+        if (f->lanes[t].loss_bad) return 1;
+    return 0;
+}
+
+static int gradient_is_bad(const frame *f, int threads)
+{
+    for (int t = 0; t < threads; t++)
+        if (f->lanes[t].gradient_bad) return 1;
+    return 0;
+}
+
+/* Thread t has looked at its share of the gradient, whose largest magnitude is `top`. */
+static int apply_looked_at(frame *f, const char *gradient, uint64_t top, double scale, const double *constants, int t,
+                           int threads)
+{
+    const double limit = f->k->limit;
+    f->lanes[t].gradient_bad = !(scale <= limit && f->k->peak_value(top) * scale <= limit);
+    fb_wait_for_all(threads);
+    if (gradient_is_bad(f, threads)) return FB_GRADIENT_NOT_FINITE;
+    update_share(f, gradient, scale, constants, parameters_of(f, t, threads));
+    return FB_OK;
+}
+
+int fb_apply_gradient(frame *f, const char *gradient, double scale, const double *constants, int t, int threads)
+{
+    const range mine = parameters_of(f, t, threads);
+    const uint64_t top = f->k->peak(1, mine.end - mine.begin, gradient + mine.begin * f->k->size, 0);
+    return apply_looked_at(f, gradient, top, scale, constants, t, threads);
+}
+
+static double scale_of(const frame *f, int64_t rows)
+{
+    const double weight = fb_total_weight(f, rows, 0);
+    return weight > 0 ? 1 / weight : 0;
+}
+
+static int apply_parts(frame *f, int64_t base, int64_t rows, const double *constants, int t, int threads)
+{
+    char *gradient = f->arena + f->net->gradient;
+    const uint64_t top = by_parts(f, base, rows, 0, gradient, t, threads); /* and a barrier */
+    if (loss_is_bad(f, threads)) return FB_LOSS_NOT_FINITE;
+    return apply_looked_at(f, gradient, top, scale_of(f, rows), constants, t, threads);
+}
+
+/* Cannot overflow: dw straight into the optimizer. Might: dw to memory, look, then update. Half the limit leaves room for
+ * what rounding adds to a sum; a scale above 1 (small weights) enlarges the sum. */
+static int apply_blocks(frame *f, int64_t base, int64_t rows, const double *constants, int t, int threads)
+{
+    fb_wait_for_all(threads);
+    if (loss_is_bad(f, threads)) return FB_LOSS_NOT_FINITE;
+    const double scale = scale_of(f, rows);
+    double bound = 0;
+    for (int i = 0; i < threads; i++) bound += f->lanes[i].bound;
+    if (!(scale <= f->k->limit)) return FB_GRADIENT_NOT_FINITE;
+    if (bound * (scale > 1 ? scale : 1) <= f->k->limit / 2) {
+        update_fused(f, base, rows, constants, scale, t, threads);
+        return FB_OK;
+    }
+    char *gradient = f->arena + f->net->gradient;
+    by_weights(f, base, rows, 0, gradient, t, threads);
+    fb_wait_for_all(threads);
+    return fb_apply_gradient(f, gradient, scale, constants, t, threads);
+}
+
+int fb_apply(frame *f, int64_t base, int64_t rows, const double *constants, int t, int threads)
+{
+    return (in_parts(f->net) ? apply_parts : apply_blocks)(f, base, rows, constants, t, threads);
+}

@@ -1,0 +1,191 @@
+/* Phase A, by batch rows: gather, forward, loss, deltas. Rows are independent, so there is no barrier between stages. */
+#include "frame.h"
+
+#include <string.h>
+
+frame fb_frame(const fb_network *net, char *arena, const fb_feed *feed)
+{
+    frame f = {.net = net, .k = net->kernels, .feed = feed, .arena = arena, .training = 1};
+    while (net->stages[f.first_dense].w < 0) f.first_dense++;
+    return f;
+}
+
+const char *fb_stage_input(const frame *f, const char *arena, int64_t k, int64_t base, int64_t r, int64_t *ld)
+{
+    const fb_stage *s = &f->net->stages[k];
+    if (k == 0 && !f->feed->order) {
+        *ld = f->feed->x_stride / f->k->size;
+        return f->feed->x + (base + r) * f->feed->x_stride;
+    }
+    *ld = s->x_ld;
+    return arena + s->x + r * s->x_ld * f->k->size;
+}
+
+void fb_rows_forward(const frame *f, char *arena, int64_t base, range rows, uint32_t update)
+{
+    const fb_network *net = f->net;
+    const fb_kernels *k = f->k;
+    const fb_feed *feed = f->feed;
+    const int64_t n = rows.end - rows.begin;
+    if (feed->order)
+        k->gather(n, net->stages[0].inputs, feed->x, feed->x_stride, feed->order + base + rows.begin,
+                  arena + net->stages[0].x + rows.begin * net->stages[0].x_ld * k->size, net->stages[0].x_ld);
+    for (int64_t i = 0; i < net->stage_count; i++) {
+        const fb_stage *s = &net->stages[i];
+        const int64_t skip = rows.begin * s->out_ld * k->size;
+        char *a = arena + s->a + skip, *out = arena + s->out + skip;
+        int64_t ld;
+        const char *x = fb_stage_input(f, arena, i, base, rows.begin, &ld);
+        if (s->w >= 0)
+            k->dense_forward(n, s->inputs, s->outputs, x, ld, net->parameters + s->w,
+                             s->b >= 0 ? net->parameters + s->b : NULL, (int)s->activation, arena + s->z + skip, a,
+                             s->out_ld);
+        else
+            k->activate((int)s->activation, n, s->outputs, x, ld, a, s->out_ld);
+        if (f->training && s->threshold < 256)
+            k->dropout(n, s->outputs, a, out, s->out_ld, net->seed, update, (uint32_t)s->layer,
+                       f->first_row + rows.begin, s->threshold);
+    }
+    if (feed->outputs) {
+        const fb_stage *s = &net->stages[net->stage_count - 1];
+        k->gather(n, s->outputs, arena + s->out + rows.begin * s->out_ld * k->size, s->out_ld * k->size, NULL,
+                  feed->outputs + (base + rows.begin) * s->outputs * k->size, s->outputs);
+    }
+}
+
+static double row_weight(const fb_feed *feed, int64_t row)
+{
+    return feed->weight ? feed->weight[feed->order ? feed->order[row] : row] : 1;
+}
+
+/* A power of two that brings the weights of a step near 1, or 1 where float32 holds them as they are. Only their ratios
+ * matter within a step, and a power of two changes no bit of the result. */
+double fb_weight_unit(const fb_feed *feed, int64_t base, int64_t rows)
+{
+    double top = 0;
+    if (feed->weight)
+        for (int64_t r = base; r < base + rows; r++) top = row_weight(feed, r) > top ? row_weight(feed, r) : top;
+    if (top == 0 || (top > 0x1p-64 && top < 0x1p64)) return 1;
+    double unit = 1; /* bounded, so that neither it nor a weight of the size of the smallest double leaves the range */
+    while (top * unit < 1 && unit < 0x1p1000) unit *= 2;
+    while (top * unit >= 2 && unit > 0x1p-1000) unit /= 2;
+    return unit;
+}
+
+void fb_rows_loss(const frame *f, int64_t base, range rows, double unit)
+{
+    const fb_network *net = f->net;
+    const fb_kernels *k = f->k;
+    const fb_feed *feed = f->feed;
+    const fb_stage *s = &net->stages[net->stage_count - 1];
+    const int64_t n = rows.end - rows.begin, skip = rows.begin * s->out_ld * k->size;
+    const int64_t *index = feed->order ? feed->order + base + rows.begin : NULL;
+    const int64_t start = feed->order ? 0 : base + rows.begin;
+    char *y = f->arena + net->y + skip;
+    double *weight = (double *)(f->arena + net->row_weight) + rows.begin;
+    double *part = (double *)(f->arena + net->row_share) + rows.begin;
+    if (feed->weight)
+        for (int64_t r = 0; r < n; r++) part[r] = weight[r] = unit * row_weight(feed, base + rows.begin + r);
+    else
+        for (int64_t r = 0; r < n; r++) part[r] = weight[r] = 1;
+    if (feed->labels)
+        k->one_hot(n, s->outputs, feed->labels + start, index, net->loss.per_output, y, s->out_ld, part);
+    else
+        k->gather(n, s->outputs, feed->y + start * feed->y_stride, feed->y_stride, index, y, s->out_ld);
+    double *row_loss = (double *)(f->arena + net->row_loss) + rows.begin;
+    k->loss(&net->loss, n, s->outputs, f->arena + s->out + skip, s->out_ld, y, s->out_ld, weight, f->arena + s->dz + skip,
+            s->out_ld, row_loss);
+}
+
+void fb_rows_backward(const frame *f, range rows, uint32_t update)
+{
+    const fb_network *net = f->net;
+    const fb_kernels *k = f->k;
+    const int64_t n = rows.end - rows.begin;
+    for (int64_t i = net->stage_count - 1;; i--) {
+        const fb_stage *s = &net->stages[i];
+        const int64_t skip = rows.begin * s->out_ld * k->size;
+        char *dz = f->arena + s->dz + skip;
+        if (s->threshold < 256)
+            k->dropout(n, s->outputs, dz, dz, s->out_ld, net->seed, update, (uint32_t)s->layer,
+                       f->first_row + rows.begin, s->threshold);
+        /* padding counts as data here, rows become one stretch: it holds numbers that nobody reads */
+        if (s->saved >= 0) k->slope((int)s->activation, n, s->out_ld, f->arena + s->saved + skip, dz, s->out_ld);
+        if (i == f->first_dense) return;
+        const fb_stage *below = s - 1;
+        char *dx = f->arena + below->dz + rows.begin * below->out_ld * k->size;
+        if (s->w >= 0)
+            k->dense_backward_rows(n, s->inputs, s->outputs, dz, s->out_ld, net->parameters + s->w, dx, below->out_ld);
+        else
+            k->gather(n, s->outputs, dz, s->out_ld * k->size, NULL, dx, below->out_ld);
+    }
+}
+
+/* |sum_b x dz| <= rows max|x| max|dz| for every dw of every stage, and the same with x = 1 for db. */
+double fb_rows_bound(const frame *f, int64_t base, range rows)
+{
+    const fb_kernels *k = f->k;
+    const int64_t n = rows.end - rows.begin;
+    double most = 0;
+    for (int64_t i = f->first_dense; i < f->net->stage_count && n; i++) {
+        const fb_stage *s = &f->net->stages[i];
+        if (s->w < 0) continue;
+        int64_t ld;
+        const char *x = fb_stage_input(f, f->arena, i, base, rows.begin, &ld);
+        const int in_arena = i > 0 || f->feed->order; /* padding is zero or what an activation makes of zero */
+        double px = k->peak_value(k->peak(n, in_arena ? ld : s->inputs, x, ld));
+        double pd = k->peak_value(k->peak(n, s->out_ld, f->arena + s->dz + rows.begin * s->out_ld * k->size, s->out_ld));
+        double bound = (double)n * (px < 1 ? 1 : px) * pd;
+        if (most == most && !(bound <= most)) most = bound; /* a NaN comes in and stays */
+    }
+    return most;
+}
+
+int fb_rows_are_finite(const frame *f, range rows)
+{
+    const double *row_loss = (const double *)(f->arena + f->net->row_loss);
+    int bad = 0; /* no sum: that would be a chain of additions, 4 cycles a row */
+    for (int64_t r = rows.begin; r < rows.end; r++) bad |= !(row_loss[r] - row_loss[r] == 0);
+    return !bad;
+}
+
+double fb_total_weight(const frame *f, int64_t rows, double total)
+{
+    const double *part = (const double *)(f->arena + f->net->row_share);
+    if (!f->feed->weight && !(f->feed->labels && f->net->loss.per_output)) return total + (double)rows;
+    for (int64_t r = 0; r < rows; r++) total += part[r];
+    return total;
+}
+
+double fb_total_loss(const frame *f, int64_t rows, double total)
+{
+    const double *row_loss = (const double *)(f->arena + f->net->row_loss);
+    for (int64_t r = 0; r < rows; r++) total += row_loss[r];
+    return total;
+}
+
+/* Of these rows what is asked for; then each row's factor in dw and db. After backward, which reads deltas unscaled. */
+void fb_rows_per_sample(const frame *f, range rows)
+{
+    const fb_network *net = f->net;
+    const fb_kernels *k = f->k;
+    const fb_per_sample *ask = f->samples;
+    const int64_t n = rows.end - rows.begin;
+    const size_t bytes = (size_t)n * sizeof(double);
+    if (ask->loss) memcpy(ask->loss + rows.begin, (double *)(f->arena + net->row_loss) + rows.begin, bytes);
+    if (ask->weight) memcpy(ask->weight + rows.begin, (double *)(f->arena + net->row_share) + rows.begin, bytes);
+    for (int64_t i = f->first_dense, layer = 0; i < net->stage_count; i++) {
+        const fb_stage *s = &net->stages[i];
+        if (s->w < 0) continue;
+        int64_t ld;
+        const char *x = fb_stage_input(f, f->arena, i, 0, rows.begin, &ld);
+        char *dz = f->arena + s->dz + rows.begin * s->out_ld * k->size;
+        if (ask->input_norms)
+            k->row_norms(n, s->inputs, x, ld, ask->input_norms + layer * ask->input_stride + rows.begin);
+        if (ask->delta_norms)
+            k->row_norms(n, s->outputs, dz, s->out_ld, ask->delta_norms + layer * ask->delta_stride + rows.begin);
+        if (ask->scale)
+            k->scale_rows(n, s->outputs, dz, s->out_ld, (const char *)ask->scale + rows.begin * k->size);
+        layer++;
+    }
+}
