@@ -88,7 +88,7 @@ static void update_all(void *context, int t, int threads)
     frame *f = context;
     const fp_mode mode = fp_enter();
     double constants[FB_MAX_CONSTANTS] = {0};
-    fb_prepare(&f->net->optimizer, f->lr, *f->net->steps + 1, constants);
+    fb_prepare(&f->net->optimizer, *f->lr, *f->net->steps + 1, constants);
     const int status = fb_apply_gradient(f, f->gradient, f->scale, constants, t, threads);
     if (t == 0) f->outcome.status = status;
     fp_leave(mode);
@@ -101,7 +101,7 @@ int fb_update(const fb_network *net, const char *gradient, double scale, double 
     f.lanes = lanes;
     f.gradient = (char *)gradient; /* read only here */
     f.scale = scale;
-    f.lr = lr;
+    f.lr = &lr;
     parallel(update_all, &f, threads, 10, 1);
     if (f.outcome.status == FB_OK) ++*net->steps;
     return f.outcome.status;

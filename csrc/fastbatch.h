@@ -257,10 +257,10 @@ typedef struct fb_outcome {
     int threads;               /* that ran */
 } fb_outcome;
 
-/* Steps [first, last) of one pass over the feed; stops between steps once budget_ns have
+/* Steps [first, last) of one pass over the feed, step s at the rate lr[s - first]; stops between steps once budget_ns have
  * passed. On up to `threads` threads, as many as the tuner finds best. */
 fb_outcome fb_run(const fb_network *net, char *arena, const fb_feed *feed, int64_t first, int64_t last,
-                  double lr, int64_t budget_ns, int threads, fb_tuner *tuner, fb_sums *sums);
+                  const double *lr, int64_t budget_ns, int threads, fb_tuner *tuner, fb_sums *sums);
 /* gradient (N,) += sums over all rows of the feed as one batch whose first logical row is first_row; returns `sums`
  * continued row by row. Without a gradient dw is not computed; samples may be NULL. */
 fb_sums fb_accumulate(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, char *gradient,

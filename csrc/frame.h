@@ -22,7 +22,7 @@ typedef struct frame {
     lane *lanes;      /* one per thread; written before a barrier, read after it */
     /* fb_run */
     int64_t first, last, deadline;
-    double lr;
+    const double *lr; /* of step `first` and those after it; fb_update: of its one */
     fb_sums sums;
     fb_outcome outcome;
     int stop;

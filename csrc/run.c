@@ -26,7 +26,7 @@ static void run(void *context, int t, int threads)
         const int64_t rows = left < f->feed->batch ? left : f->feed->batch;
         const uint32_t update = (uint32_t)(made + s - f->first);
         double constants[FB_MAX_CONSTANTS] = {0}; /* made here, where their long divisions do not wait for each other */
-        fb_prepare(&net->optimizer, f->lr, made + s - f->first + 1, constants);
+        fb_prepare(&net->optimizer, f->lr[s - f->first], made + s - f->first + 1, constants);
         const double unit = fb_weight_unit(f->feed, base, rows);
         lane *own = &f->lanes[t];
         own->loss_bad = 0;
@@ -61,14 +61,13 @@ static void run(void *context, int t, int threads)
 
 static double step_flops(const fb_network *net, int64_t rows) { return 6.0 * (double)rows * (double)net->parameter_count; }
 
-fb_outcome fb_run(const fb_network *net, char *arena, const fb_feed *feed, int64_t first, int64_t last, double lr,
-                  int64_t budget_ns, int threads, fb_tuner *tuner, fb_sums *sums)
+fb_outcome fb_run(const fb_network *net, char *arena, const fb_feed *feed, int64_t first, int64_t last,
+                  const double *lr, int64_t budget_ns, int threads, fb_tuner *tuner, fb_sums *sums)
 {
     lane lanes[FB_MAX_THREADS];
     frame f = fb_frame(net, arena, feed);
     f.lanes = lanes;
     f.outcome.next = first;
-    f.lr = lr;
     f.sums = *sums;
     const int tuned = threads > 1 && !fb_exact();
     int64_t now = now_ns();
@@ -79,6 +78,7 @@ fb_outcome fb_run(const fb_network *net, char *arena, const fb_feed *feed, int64
             stretch = fb_choose_threads(tuner, threads, last - f.outcome.next, feed->batch,
                                         step_flops(net, feed->batch), now);
         f.first = f.outcome.next;
+        f.lr = lr + (f.first - first);
         f.last = stretch.steps < last - f.first ? f.first + stretch.steps : last;
         f.deadline = stretch.until < deadline ? stretch.until : deadline;
         f.stop = 0;

@@ -99,7 +99,7 @@ class Network:
         outputs: _Reals | None,
         first: int,
         last: int,
-        lr: float,
+        lrs: _Doubles,
         budget_ns: int,
         threads: int,
         sums: _Doubles,

@@ -92,17 +92,16 @@ class ComposedProgram:
                 layer -= 1
                 if rows is not None:
                     self._norms(da, trace, layer, rows)
+                below = dx
                 if rows is not None and rows.scale is not None:
                     # once for dx, whose dw is dropped, and once for dw
                     scratch = np.zeros_like(dw)
                     self.kernels.dense_backward(da, trace.x, w, trace.saved, stage.activation, scratch, None, dx)
-                    da = self._scaled(da, rows.scale)
-                    self.kernels.dense_backward(da, trace.x, w, trace.saved, stage.activation, dw, db, None)
-                else:
-                    self.kernels.dense_backward(da, trace.x, w, trace.saved, stage.activation, dw, db, dx)
-                if dx is None:
+                    da, dx = self._scaled(da, rows.scale), None
+                self.kernels.dense_backward(da, trace.x, w, trace.saved, stage.activation, dw, db, dx)
+                if below is None:
                     return
-                da = dx
+                da = below
             elif trace.saved is not None:
                 da = da * stage.activation.slope(trace.saved)
 
@@ -131,7 +130,7 @@ class ComposedProgram:
         index = rows if feed.order is None else feed.order[rows]
         return feed.x[index], feed.y[index], None if feed.weight is None else feed.weight[index]
 
-    def run(self, feed: Feed, first: int, last: int, lr: float, budget: float, sums: Sums) -> int:
+    def run(self, feed: Feed, first: int, last: int, lrs: Array, budget: float, sums: Sums) -> int:
         deadline = time.monotonic() + budget
         self._pending = None
         for step in range(first, last):
@@ -147,11 +146,11 @@ class ComposedProgram:
                 raise DivergenceError.at("loss", batch.mean(), int(self.state.steps[0]))
             gradient = np.zeros(self.plan.num_parameters, x.dtype)
             self._backward(da, traces, gradient)
-            self.update(gradient, 1 / batch.weight if batch.weight else 0.0, lr)
             if feed.outputs is not None:
                 feed.outputs[rows] = outputs
-            sums.loss += batch.loss / unit
-            sums.weight += batch.weight / unit
+            total = sums + Sums(batch.loss / unit, batch.weight / unit)
+            scale = 1 / batch.weight if batch.weight else 0.0
+            self._update(gradient, scale, float(lrs[step - first]), [(sums.totals, total.totals)])
             if time.monotonic() >= deadline:
                 return step + 1
         return last
@@ -164,7 +163,6 @@ class ComposedProgram:
         sums: Sums | None = None,
         rows: PerSample | None = None,
     ) -> Sums:
-        before = sums or Sums()
         if gradient is None:
             gradient = np.zeros(self.plan.num_parameters, feed.x.dtype)
         x, y, weight = self._batch(feed, slice(0, feed.rows))
@@ -174,11 +172,10 @@ class ComposedProgram:
         if rows is not None:
             self._losses(outputs, y, weight, rows)
         self._backward(da, traces, gradient, rows)
-        return Sums(before.loss + piece.loss, before.weight + piece.weight)
+        return piece if sums is None else sums + piece
 
     def forward(self, x: Array, first_row: int, training: bool) -> Array:
-        # a copy: backward reads x again, and the caller may have refilled his buffer by then
-        outputs, traces = self._forward(x.copy(), first_row, training)
+        outputs, traces = self._forward(x, first_row, training)
         self._pending = traces if training else None
         return outputs
 
@@ -188,8 +185,12 @@ class ComposedProgram:
         traces, self._pending = self._pending, None
         self._backward(dz, traces, gradient)
 
-    @np.errstate(all="ignore")
     def update(self, gradient: Array, scale: float, lr: float) -> None:
+        self._update(gradient, scale, lr, [])
+
+    @np.errstate(all="ignore")
+    def _update(self, gradient: Array, scale: float, lr: float, also: list[tuple[Array, Array]]) -> None:
+        """One update, and the writes `also` (target, values) with it."""
         gradient = gradient * gradient.dtype.type(scale)
         if not np.isfinite(gradient).all():
             bad = gradient[~np.isfinite(gradient)][0]
@@ -197,16 +198,11 @@ class ComposedProgram:
         state, t = self.state, int(self.state.steps[0]) + 1
         parameters, slots = state.parameters.copy(), state.slots.copy()
         self.kernels.update(self.plan.optimizer, parameters, gradient, slots, t, lr)
-
-        def commit() -> None:
-            state.parameters[:] = parameters
-            state.slots[:] = slots
-            state.steps[0] = t
-
+        writes = [(state.parameters, parameters), (state.slots, slots), (state.steps, np.array([t])), *also]
         try:
-            commit()
+            _write(writes)
         except KeyboardInterrupt:  # between two of the writes: make all of them, then let it pass
-            commit()
+            _write(writes)
             raise
 
     def predict(self, x: Array, out: Array) -> None:
@@ -217,6 +213,11 @@ class ComposedProgram:
 
     def fast_predict(self, x: object) -> None:
         return None
+
+
+def _write(pairs: list[tuple[Array, Array]]) -> None:
+    for target, values in pairs:
+        target[...] = values
 
 
 def make_program(

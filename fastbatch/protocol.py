@@ -69,16 +69,39 @@ class Feed:
         return -(-self.rows // self.batch)
 
 
-@dataclass
 class Sums:
-    """Weighted sums over the rows visited; additive over batches."""
+    """Weighted sums over the rows visited; additive over batches.
 
-    loss: float = 0.0
-    weight: float = 0.0
+    Attributes
+    ----------
+    totals : (2,) ndarray of float64
+        Loss and weight. Programs add to it in place, so that no interrupt can separate the sums from the steps.
+    """
+
+    def __init__(self, loss: float = 0.0, weight: float = 0.0) -> None:
+        self.totals = np.array([loss, weight], np.float64)
+
+    @property
+    def loss(self) -> float:
+        return float(self.totals[0])
+
+    @property
+    def weight(self) -> float:
+        return float(self.totals[1])
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(self.loss + other.loss, self.weight + other.weight)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sums) and self.totals.tolist() == other.totals.tolist()
+
+    def __repr__(self) -> str:
+        return f"Sums({self.loss}, {self.weight})"
 
     def mean(self) -> float:
         """Loss per unit of weight; 0 where the weight is 0."""
-        return self.loss / self.weight if self.weight else 0.0
+        loss, weight = self.totals.tolist()
+        return loss / weight if weight else 0.0
 
 
 @dataclass
@@ -149,11 +172,13 @@ class Program(Protocol):
     @property
     def tile_rows(self) -> int: ...
 
-    def run(self, feed: Feed, first: int, last: int, lr: float, budget: float, sums: Sums) -> int:
-        """Make the updates `first` to `last` (exclusive) of one pass over `feed`.
+    def run(self, feed: Feed, first: int, last: int, lrs: Array, budget: float, sums: Sums) -> int:
+        """Make the updates `first` to `last` (exclusive) of one pass over `feed`, at the learning rates `lrs`.
 
-        Stops early, between two updates, once `budget` seconds have passed, and returns the index of the next step.
-        Adds to `sums`. Raises DivergenceError before the failing update changes anything.
+        `lrs` (last - first,) float64 has one rate for each of them. Stops early, between two updates, once `budget`
+        seconds have passed, and returns the index of the next step. Adds to `sums`: an update is counted in `State`,
+        in `sums` and in the outputs of `feed`, or in none of them, also when Ctrl-C ends the call. Raises
+        DivergenceError before the failing update changes anything.
         """
 
     def accumulate(
@@ -171,7 +196,7 @@ class Program(Protocol):
         """
 
     def forward(self, x: Array, first_row: int, training: bool) -> Array:
-        """Outputs (B, O); with `training`, dropout is on and what backward needs is kept."""
+        """Outputs (B, O); with `training`, dropout is on and what backward needs is kept, `x` itself among it."""
 
     def backward(self, dz: Array, gradient: Array) -> None:
         """Add the gradient of ``sum(dz * outputs)`` of the last training forward to `gradient` (N,)."""

@@ -146,10 +146,10 @@ class Recorder:
         self._record("accumulate", inputs, {"gradient": gradient, "sums": np.zeros(2)}, scratch, threads=2)
         return Sums()
 
-    def run(self, plan, state, feed, lr: float) -> None:
+    def run(self, plan, state, feed, lrs: Array) -> None:
         inputs, scratch = self._network(plan, state, feed)
         outputs = {"parameters": state.parameters, "slots": state.slots, "steps": state.steps, "sums": np.zeros(2)}
-        self._record("run", {**inputs, "lr": doubles(lr)}, outputs, scratch, threads=2)
+        self._record("run", {**inputs, "lr": lrs}, outputs, scratch, threads=2)
 
 
 # -- the cases ---------------------------------------------------------------------------------------------------------
@@ -232,11 +232,12 @@ def programs(recorder: Recorder, subject: str) -> Iterator[Call]:
         feed = case.feed(rows, order=cases.rng_of(case.id).permutation(rows))
         made = case.model()
         plan, state = case.plan(made), case.state(made)
-        recorder.run(plan, state, feed, LR)
+        lrs = LR / np.arange(1, feed.steps + 1)
+        recorder.run(plan, state, feed, lrs)
         _, truth, program = _exact(case)
         y = feed.y if feed.y.ndim == 1 else feed.y.astype(np.float64)
         sums = Sums()
-        program.run(replace(feed, x=feed.x.astype(np.float64), y=y), 0, feed.steps, LR, 1e6, sums)
+        program.run(replace(feed, x=feed.x.astype(np.float64), y=y), 0, feed.steps, lrs, 1e6, sums)
         expected = {name: _near(plan, getattr(truth, name)) for name in ("parameters", "slots")}
         expected["steps"] = truth.steps, np.zeros(1)
         expected["sums"] = doubles(sums.loss, sums.weight), doubles(RUN_SHARE * abs(sums.loss), 1e-6 * sums.weight)

@@ -18,6 +18,8 @@ from helpers import BACKENDS, OUTPUTS, assert_same_bits, assert_same_trainer, ma
 import fastbatch as fb
 from fastbatch.data.orders import epoch_order
 from fastbatch.ops import optimizers
+from fastbatch.training import fit as fit_module
+from fastbatch.training.door import fit_data
 
 backends = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -136,6 +138,87 @@ def test_ctrl_c_again_and_again(backend):
     other.start()
     other.join()
     assert trainer.epochs == epochs + 2, "the interrupted fit has kept its lock: another thread cannot train"
+
+
+def _go_on(trainer, x, y, callbacks):
+    """The rest of the last fit, with the same data."""
+    fit = trainer._fit
+    data = fit_data(trainer.model, trainer.loss, trainer.seed, x, y, None, None, **fit.settings.of_data)
+    return fit.run(trainer, data, callbacks)
+
+
+def _assert_same_fits(trainer, history, alone, x, y, options):
+    """Of a fit that went on, and one that is left alone."""
+    alone.fit(x, y, **options)
+    assert_same_trainer(trainer, alone)
+    assert {**history, "time": None} == {**alone.history, "time": None}
+
+
+@backends
+def test_a_fit_goes_on_from_where_ctrl_c_has_left_it(backend, monkeypatch):
+    """To the bit, with the history of a fit that was left alone."""
+    monkeypatch.setattr(fit_module, "CHUNK", 0.002)
+    x, y = make_data("cross_entropy", 120_000 if backend == "c" else 20_000, inputs=64)
+    recipe = {"loss": "cross_entropy", "sizes": (64, 64, OUTPUTS), "dropout": 0.2, "seed": 3, "metrics": "accuracy"}
+    trainer, alone = (make_trainer(**recipe, backend=backend) for _ in range(2))
+    options = {"batch_size": 16, "epochs": 2, "validation_split": 0.1}
+    _interrupt(lambda hooks: trainer.fit(x, y, callbacks=hooks, **options))
+    for _ in range(2):
+        assert trainer._fit.step > 0
+        _interrupt(lambda hooks: _go_on(trainer, x, y, hooks))
+    _assert_same_fits(trainer, _go_on(trainer, x, y, []), alone, x, y, options)
+
+
+def _interrupt(call):
+    """`call` with hooks that send Ctrl-C 1 ms after the first chunk: while the next one runs, most likely."""
+    ctrl_c = CtrlC(WAYS["kill"], 0.001)
+    with pytest.raises(KeyboardInterrupt):
+        call([ctrl_c])
+
+
+@backends
+def test_ctrl_c_before_a_program_can_say_what_it_has_done(backend, monkeypatch):
+    monkeypatch.setattr(fit_module, "CHUNK", 0.0)
+    x, y = make_data(n=200)
+    trainer, alone = (make_trainer(backend=backend, metrics="mae") for _ in range(2))
+    options, run, steps = {"batch_size": 1, "epochs": 2}, trainer._program.run, []
+
+    def interrupted(*arguments):
+        run(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer._program, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(x, y, **options)
+    while trainer._fit.step < 200:
+        steps.append(trainer._fit.step)
+        assert len(set(steps)) == len(steps), "it makes no progress"
+        with pytest.raises(KeyboardInterrupt):
+            _go_on(trainer, x, y, [])
+    assert len(steps) > 2
+    assert trainer.steps == 200
+    monkeypatch.undo()
+    _assert_same_fits(trainer, _go_on(trainer, x, y, []), alone, x, y, options)
+
+
+@backends
+def test_a_fit_goes_on_where_validation_was_interrupted(backend, monkeypatch):
+    x, y = make_data(n=100)
+    trainer, alone = (make_trainer(backend=backend, metrics="mae") for _ in range(2))
+    options = {"epochs": 2, "validation_split": 0.1}
+    evaluate, calls = fit_module.evaluate, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return evaluate(*args)
+
+    monkeypatch.setattr(fit_module, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(x, y, **options)
+    assert (trainer.epochs, trainer.history) == (1, {})
+    _assert_same_fits(trainer, _go_on(trainer, x, y, []), alone, x, y, options)
 
 
 def test_ctrl_c_inside_the_update_of_the_reference(monkeypatch):

@@ -42,7 +42,7 @@ def test_everything_stays_inside_its_array(case):
         given["weight"] = oracle.Guarded(feed.weight)
     gradient = oracle.Guarded(np.zeros(plan.num_parameters, np.float32))
     arrays = {name: guard.array for name, guard in given.items()}
-    program.run(Feed(**arrays, batch=case.B, outputs=outputs.array), 0, 3, 0.01, 1e6, Sums())
+    program.run(Feed(**arrays, batch=case.B, outputs=outputs.array), 0, 3, np.full(3, 0.01), 1e6, Sums())
     del arrays["order"]
     program.accumulate(Feed(**arrays, batch=rows), 0, gradient.array)
     z = program.forward(given["x"].array, 0, training=True)
@@ -68,7 +68,7 @@ def test_repeated_runs_do_not_grow(subject):
     gradient = np.zeros(case.model().num_parameters, np.float32)
 
     def work() -> None:
-        program.run(feed, 0, feed.steps, 1e-3, 1e6, sums)
+        program.run(feed, 0, feed.steps, np.full(feed.steps, 1e-3), 1e6, sums)
         program.accumulate(feed, 0, gradient)
         program.accumulate(feed, 0, None, rows=PerSample(loss=np.empty(96), input_norms=np.empty((2, 96))))
         program.backward(program.forward(feed.x, 0, training=True), gradient)
@@ -95,12 +95,12 @@ def test_repeated_runs_do_not_grow(subject):
 def test_a_fused_run_allocates_nothing_per_step(fused):
     case = NetCase(fused, "six", "tanh", "cross_entropy", "adam", B=8)
     _, _, program = case.program()
-    feed = case.feed(8000)
-    program.run(feed, 0, 10, 1e-3, 1e6, Sums())
+    feed, lrs = case.feed(8000), np.full(1000, 1e-3)
+    program.run(feed, 0, 10, lrs, 1e6, Sums())
     peaks = []
     for steps in (10, 1000):
         tracemalloc.start()
-        program.run(feed, 0, steps, 1e-3, 1e6, Sums())
+        program.run(feed, 0, steps, lrs, 1e6, Sums())
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] + 4096
@@ -111,7 +111,7 @@ def test_programs_are_released(case):
     import weakref
 
     _, state, program = case.program()
-    program.run(case.feed(), 0, 1, 0.01, 1e6, Sums())
+    program.run(case.feed(), 0, 1, np.full(1, 0.01), 1e6, Sums())
     ghost, buffer = weakref.ref(program) if hasattr(program, "__weakref__") else None, weakref.ref(state.parameters)
     del program, state
     gc.collect()

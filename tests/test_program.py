@@ -29,6 +29,8 @@ from fastbatch.protocol import Feed, State, Sums
 
 FOREVER = 1e6
 LR = 0.02
+LRS = LR / (1 + 0.1 * np.arange(1000))  # one for each step, and none like another
+RATES = np.full(2, 1e-3)
 
 
 def snapshot(state: State) -> tuple[np.ndarray, ...]:
@@ -46,7 +48,7 @@ def run(case: NetCase, feed: Feed, stops: tuple[int, ...] = (), made: tuple | No
     feed.outputs = np.full((feed.rows, case.O), np.nan, case.dtype)
     sums = Sums()
     for first, last in zip((0, *stops), (*stops, feed.steps)):
-        assert program.run(feed, first, last, LR, FOREVER, sums) == last
+        assert program.run(feed, first, last, LRS[first:last], FOREVER, sums) == last
     return (*snapshot(state), feed.outputs), sums
 
 
@@ -198,7 +200,7 @@ def test_a_budget_of_nothing_makes_progress(case):
     _, state, program = case.program()
     feed, sums, step, calls = case.feed(200 * case.B), Sums(), 0, 0
     while step < feed.steps:
-        before, step = step, program.run(feed, step, feed.steps, LR, 0.0, sums)
+        before, step = step, program.run(feed, step, feed.steps, LRS[step : feed.steps], 0.0, sums)
         assert step > before
         assert int(state.steps[0]) == step
         calls += 1
@@ -233,7 +235,7 @@ def test_no_weight_is_a_step_of_nothing(case):
     feed = case.feed(weight=np.zeros(case.B))
     before = snapshot(state)
     sums = Sums()
-    assert program.run(feed, 0, 1, LR, FOREVER, sums) == 1
+    assert program.run(feed, 0, 1, LRS[:1], FOREVER, sums) == 1
     assert (sums.loss, sums.weight, sums.mean()) == (0, 0, 0)
     assert int(state.steps[0]) == 1
     exact_p, ep, _, _ = oracle.update(
@@ -369,7 +371,7 @@ def diverging(subject: str, kind: str, optimizer: str, steps_before: int = 0):
     y = rng.integers(0, 3, 10) if loss == "cross_entropy" else rng.standard_normal((10, 3)).astype(np.float32)
     feed = Feed(x, y, None, batch=5)
     for _ in range(steps_before):
-        program.run(feed, 0, 2, 1e-3, FOREVER, Sums())
+        program.run(feed, 0, 2, RATES, FOREVER, Sums())
     return plan, state, program, feed
 
 
@@ -394,22 +396,22 @@ def test_a_step_that_diverges_changes_nothing(subject, kind, optimizer, steps_be
     first = replace(feed, x=x, outputs=np.empty((10, 3), np.float32))
     with fb.set_num_threads(threads, exact=True), np.errstate(all="ignore"):
         with pytest.raises(fb.DivergenceError, match="loss" if kind != "gradient" else "gradient") as caught:
-            program.run(first, 1, 2, 1e-3, FOREVER, sums)
+            program.run(first, 1, 2, RATES, FOREVER, sums)
         assert caught.value.step == int(before[2][0]) + 1
         assert_same_state(snapshot(state), before, f"{subject} {kind}")
         assert (sums.loss, sums.weight) == (0, 0)
         # the same after healthy steps of the same call: those are kept, and counted
         if kind != "gradient":
             with pytest.raises(fb.DivergenceError):
-                program.run(first, 0, 2, 1e-3, FOREVER, sums)
+                program.run(first, 0, 2, RATES, FOREVER, sums)
             assert int(state.steps[0]) == int(before[2][0]) + 1
             assert sums.weight == 5
             twin = diverging(subject, kind, optimizer, steps_before)
-            twin[2].run(feed, 0, 1, 1e-3, FOREVER, Sums())
+            twin[2].run(feed, 0, 1, RATES, FOREVER, Sums())
             assert_same_state(snapshot(state), snapshot(twin[1]), "the healthy step")
         # and it goes on
         if kind != "gradient":
-            program.run(feed, 1, 2, 1e-3, FOREVER, sums)
+            program.run(feed, 1, 2, RATES, FOREVER, sums)
             assert np.isfinite(state.parameters).all()
 
 
@@ -455,7 +457,7 @@ def test_checked_and_fused_paths_agree(fused, optimizer, threads):
         feed.x[:, 0] = 0
         feed.x[3, 0] = size
         with fb.set_num_threads(threads, exact=True):
-            SUBJECTS[fused].program(plan, state, None).run(feed, 0, 2, 1e-3, FOREVER, Sums())
+            SUBJECTS[fused].program(plan, state, None).run(feed, 0, 2, RATES, FOREVER, Sums())
         runs.append(snapshot(state))
     assert_same_state(runs[1], runs[0], f"{fused}: checked against fused")
     assert np.isfinite(runs[0][0]).all()
@@ -473,7 +475,7 @@ def test_small_weights_do_not_hide_an_overflow(subject, optimizer, weight):
     feed.x[:] = 1e25
     before = snapshot(state)
     with np.errstate(all="ignore"), pytest.raises(fb.DivergenceError, match="gradient"):
-        program.run(feed, 0, 1, LR, FOREVER, Sums())
+        program.run(feed, 0, 1, LRS[:1], FOREVER, Sums())
     assert_same_state(snapshot(state), before, "after the refusal")
 
 
@@ -498,7 +500,7 @@ def test_tiny_weights(subject, weight):
     before = snapshot(state)
     try:
         with np.errstate(all="ignore"):
-            program.run(case.feed(weight=np.full(case.B, weight)), 0, 1, LR, FOREVER, Sums())
+            program.run(case.feed(weight=np.full(case.B, weight)), 0, 1, LRS[:1], FOREVER, Sums())
     except fb.DivergenceError:
         assert_same_state(snapshot(state), before, "after the refusal")
         return

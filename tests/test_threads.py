@@ -16,7 +16,8 @@ from helpers import OUTPUTS, assert_same_bits, make_data, make_trainer
 
 import fastbatch as fb
 from fastbatch import cpus, threads
-from fastbatch.training import trainer as trainer_module
+from fastbatch.protocol import Feed, Sums
+from fastbatch.training import fit as fit_module
 
 _native = pytest.importorskip("fastbatch._native", reason="the C backend is missing")
 
@@ -289,6 +290,20 @@ def test_a_free_choice_changes_no_bit():
 
 
 @needs_two
+def test_a_free_choice_keeps_each_step_at_its_rate():
+    x, y = make_data("cross_entropy", 20_000, inputs=60)
+    trainers = [make_trainer("cross_entropy", sizes=(60, 300, 100, OUTPUTS)) for _ in range(2)]
+    feed = Feed(x, y, batch=50)
+    lrs = 1e-2 / (1 + np.arange(feed.steps))
+    with fb.set_num_threads(2):  # whatever the environment says: the first stretch is one step
+        trainers[0]._program.run(feed, 0, feed.steps, lrs, 60, Sums())
+    with fb.set_num_threads(1, exact=True):
+        for step in range(feed.steps):
+            trainers[1]._program.run(feed, step, step + 1, lrs[step : step + 1], 60, Sums())
+    assert_same_bits(trainers[0].model.parameters, trainers[1].model.parameters)
+
+
+@needs_two
 def test_a_short_call_does_not_wait_for_a_helper_that_sleeps():
     x, y = make_data("mse", 64, inputs=64)
     trainer = make_trainer("mse", sizes=(64, 200, OUTPUTS))  # 3.6 MFLOP
@@ -307,7 +322,7 @@ def test_a_short_call_does_not_wait_for_a_helper_that_sleeps():
 def test_callers_share_the_cpus(monkeypatch):
     """A second caller comes while the first has helpers: the first gives back what is not his share, and later has it
     again."""
-    monkeypatch.setattr(trainer_module, "CHUNK", 0.002)
+    monkeypatch.setattr(fit_module, "CHUNK", 0.002)
     count = cpus.available()
     x, y = make_data("mse", 4096, inputs=256)
     first, second = make_trainer("mse", sizes=(256, 256, OUTPUTS)), make_trainer("mse", sizes=(256, 1024, OUTPUTS))
@@ -347,7 +362,7 @@ def test_callers_share_the_cpus(monkeypatch):
 @needs_two
 def test_a_team_shrinks_between_two_steps_of_a_run(monkeypatch):
     """Not only when the run returns to Python."""
-    monkeypatch.setattr(trainer_module, "CHUNK", 60)
+    monkeypatch.setattr(fit_module, "CHUNK", 60)
     count = cpus.available()
     x, y = make_data("mse", 4096, inputs=256)
     first, second = make_trainer("mse", sizes=(256, 512, OUTPUTS)), make_trainer("mse", sizes=(256, 1024, OUTPUTS))

@@ -25,7 +25,7 @@ import fastbatch as fb
 from fastbatch import ops
 from fastbatch.data.orders import epoch_order
 from fastbatch.data.splits import validation_split
-from fastbatch.training import trainer as trainer_module
+from fastbatch.training import fit as fit_module
 
 backends = pytest.mark.parametrize("backend", BACKENDS)
 LOSSES = sorted(ops.LOSSES)
@@ -1032,7 +1032,7 @@ def test_hooks_come_in_order(backend):
 
 @backends
 def test_chunks_end_between_two_steps(backend, monkeypatch):
-    monkeypatch.setattr(trainer_module, "CHUNK", 0.0)
+    monkeypatch.setattr(fit_module, "CHUNK", 0.0)
     x, y = make_data(n=400)
     sliced, whole = make_trainer(backend=backend), make_trainer(backend=backend)
     recorder = Recorder()
@@ -1059,7 +1059,7 @@ def test_stop_training_after_an_epoch(backend):
 
 @backends
 def test_stop_training_in_the_middle_of_an_epoch(backend, monkeypatch):
-    monkeypatch.setattr(trainer_module, "CHUNK", 0.0)
+    monkeypatch.setattr(fit_module, "CHUNK", 0.0)
     x, y = make_data(n=400)
     trainer, replay = make_trainer(backend=backend), make_trainer(backend=backend)
     recorder = Recorder()
@@ -1201,7 +1201,7 @@ def test_a_bar_closes_when_the_fit_breaks(capsys, monkeypatch, tqdm):
 
 
 def test_the_bar_is_throttled_by_time(monkeypatch):
-    monkeypatch.setattr(trainer_module, "CHUNK", 0.0)
+    monkeypatch.setattr(fit_module, "CHUNK", 0.0)
     monkeypatch.setattr(fb.ProgressBar, "INTERVAL", 3600.0)
     monkeypatch.setitem(sys.modules, "tqdm", None)
     screen = _Terminal()

@@ -19,7 +19,7 @@ from helpers import (
 )
 
 import fastbatch as fb
-from fastbatch.training import trainer as trainer_module
+from fastbatch.training import fit as fit_module
 
 backends = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -75,7 +75,7 @@ def test_views_held_across_every_call_that_updates(backend, optimizer):
 
 @backends
 def test_views_show_the_last_update_inside_callbacks(backend, monkeypatch):
-    monkeypatch.setattr(trainer_module, "CHUNK", 0.0)
+    monkeypatch.setattr(fit_module, "CHUNK", 0.0)
     x, y = make_data(n=200)
     trainer = make_trainer("mse", backend=backend)
     held = Held(trainer.model)
@@ -125,7 +125,7 @@ def test_views_after_an_exception_in_a_callback(backend, error, monkeypatch):
     def fail(steps, logs):
         raise error
 
-    monkeypatch.setattr(trainer_module, "CHUNK", 0.0)
+    monkeypatch.setattr(fit_module, "CHUNK", 0.0)
     x, y = make_data(n=400)
     trainer = make_trainer("mse", backend=backend)
     held = Held(trainer.model)
@@ -235,7 +235,7 @@ def test_what_is_written_inside_a_callback_is_seen_by_the_next_step(backend, hoo
 
 @backends
 def test_writing_in_the_middle_of_an_epoch(backend, monkeypatch):
-    monkeypatch.setattr(trainer_module, "CHUNK", 0.0)
+    monkeypatch.setattr(fit_module, "CHUNK", 0.0)
     x, y = make_data(n=300)
     trainer, by_hand = (make_trainer("mse", "sgd", sizes=(5, 8, 8, OUTPUTS), backend=backend) for _ in range(2))
     at = []
@@ -374,7 +374,7 @@ def test_a_copy_of_a_trainer_goes_on_to_the_same_bits(backend, how, optimizer):
 
 @backends
 def test_a_trainer_pickled_in_the_middle_of_a_fit(backend, monkeypatch):
-    monkeypatch.setattr(trainer_module, "CHUNK", 0.0)
+    monkeypatch.setattr(fit_module, "CHUNK", 0.0)
     x, y = make_data(n=200)
     trainer = make_trainer("mse", dropout=0.3, backend=backend)
     kept = []
@@ -467,7 +467,7 @@ def test_model_and_trainer_go_through_another_process(start):
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_fork_inside_a_fit(monkeypatch):
-    monkeypatch.setattr(trainer_module, "CHUNK", 0.0)
+    monkeypatch.setattr(fit_module, "CHUNK", 0.0)
     x, y = make_data("cross_entropy", 256, inputs=40)
     with fb.set_num_threads(2, exact=True):
         trainer, alone = (make_trainer("cross_entropy", sizes=(40, 64, OUTPUTS)) for _ in range(2))

@@ -279,17 +279,20 @@ class FusedProgram:
         what = "loss" if status == _native.LOSS_NOT_FINITE else "gradient"
         return DivergenceError.at(what, value, int(self.state.steps[0]))
 
-    def run(self, feed: Feed, first: int, last: int, lr: float, budget: float, sums: Sums) -> int:
+    def _begin(self, rows: int) -> int:
+        """Makes room for a pass over `rows` rows, where a forward may have left something; its number of threads."""
         self._training.pending = None
+        threads_ = self._threads(rows)
+        self._reserve(rows, threads_)
+        return threads_
+
+    def run(self, feed: Feed, first: int, last: int, lrs: Array, budget: float, sums: Sums) -> int:
         batch = min(feed.batch, feed.rows)
-        threads_ = self._threads(batch)
-        self._reserve(batch, threads_)
-        totals = np.array([sums.loss, sums.weight])
+        threads_ = self._begin(batch)
         step, status, value = self._training.run(
-            feed.x, feed.y, feed.weight, feed.order, batch, feed.outputs, first, last, lr, int(budget * 1e9),
-            threads_, totals,
+            feed.x, feed.y, feed.weight, feed.order, batch, feed.outputs, first, last, lrs, int(budget * 1e9),
+            threads_, sums.totals,
         )  # fmt: skip
-        sums.loss, sums.weight = totals.tolist()
         if status != _native.OK:
             raise self._diverged(status, value)
         return step
@@ -303,9 +306,7 @@ class FusedProgram:
         rows: PerSample | None = None,
     ) -> Sums:
         before = sums or Sums()
-        self._training.pending = None
-        threads_ = self._threads(feed.rows)
-        self._reserve(feed.rows, threads_)
+        threads_ = self._begin(feed.rows)
         return Sums(
             *self._training.accumulate(
                 feed.x, feed.y, feed.weight, first_row, gradient, threads_, before.loss, before.weight, rows
@@ -317,8 +318,7 @@ class FusedProgram:
         if not training:
             self.predict(x, out)
             return out
-        self._reserve(len(x), self._threads(len(x)))  # backward's threads, too
-        x = x.copy()  # backward reads it again, and the caller may have refilled his buffer by then
+        self._begin(len(x))  # backward's threads, too
         self._training.forward(x, first_row, out, self._threads(len(x), _FORWARD))
         self._training.pending = x, first_row
         return out

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from .. import checks
+from .. import checks, ops
+from ..data.splits import validation_split as split_rows
 from ..errors import ArgumentError, BusyError
+from ..model import Sequential
 from ..protocol import Feed, Lock
 from .callbacks import Callback, bar_for
 
-__all__ = ["Data", "Exclusive", "feed_of", "hooks_of"]
+__all__ = ["Data", "Exclusive", "FitData", "data_of", "fit_data", "hooks_of", "inputs_of"]
 
 Array = np.ndarray
 
@@ -62,11 +64,93 @@ class Data:
         return Data(self.x[rows], self.y[rows], None if self.weight is None else self.weight[rows])
 
 
-def feed_of(data: Data, order: Array | None, used: int, batch: int) -> Feed:
-    if order is not None:
-        return Feed(data.x, data.y, data.weight, order[:used], batch)
-    rows = slice(used)
-    return Feed(data.x[rows], data.y[rows], None if data.weight is None else data.weight[rows], None, batch)
+def inputs_of(model: Sequential, x, where: str = "x", empty: bool = False) -> Array:
+    return checks.as_inputs(x, model.input_size, model.dtype, where, model.first_dense, empty)
+
+
+def data_of(
+    model: Sequential, loss: ops.Loss, x, y, weight, names: tuple[str, str, str] = ("x", "y", "sample_weight")
+) -> Data:
+    inputs = inputs_of(model, x, names[0])
+    targets = checks.as_targets(y, loss, len(inputs), model.output_size, model.dtype, names[1])
+    return Data(inputs, targets, checks.as_weight(weight, len(inputs), names[2]))
+
+
+@dataclass
+class FitData:
+    """What a fit reads.
+
+    Attributes
+    ----------
+    given : Data
+    rows : int or (m,) ndarray of int64
+        Number of rows, all of them trained on; or the indices of those that are.
+    validation : Data, optional
+    """
+
+    given: Data
+    rows: int | Array
+    validation: Data | None
+
+    @property
+    def total(self) -> int:
+        return self.rows if isinstance(self.rows, int) else len(self.rows)
+
+    def feed(self, order: Array | None, batch: int, drop_last: bool) -> Feed:
+        """One pass over the training rows in `order`, None being that in which they lie."""
+        used = self.total - self.total % batch if drop_last else self.total
+        if order is not None:
+            return Feed(self.given.x, self.given.y, self.given.weight, order[:used], batch)
+        part = self.given.take(slice(used))
+        return Feed(part.x, part.y, part.weight, None, batch)
+
+
+def fit_data(
+    model: Sequential,
+    loss: ops.Loss,
+    seed: int,
+    X,
+    y,
+    sample_weight,
+    validation_data,
+    *,
+    validation_split: float,
+    class_weight: dict[int, float] | str | None,
+    check_finite: bool,
+) -> FitData:
+    """The data of :meth:`fastbatch.Trainer.fit`, checked and split."""
+    given = data_of(model, loss, X, y, sample_weight, ("X", "y", "sample_weight"))
+    data = FitData(given, len(given.x), None)
+    if validation_data is not None:
+        data.validation = _validation(model, loss, validation_data, validation_split)
+    if validation_split:
+        labels = checks.labels_of(given.y, loss)
+        data.rows, held_out = split_rows(given.y if labels is None else labels, validation_split, seed)
+        data.validation = given.take(held_out)
+    if class_weight is not None:
+        trained = given.y if isinstance(data.rows, int) else given.y[data.rows]
+        table = checks.class_table(class_weight, trained, loss, model.output_size)
+        given.weigh(checks.class_factors(table, given.y, loss, "y"))
+        if data.validation is not None:
+            data.validation.weigh(checks.class_factors(table, data.validation.y, loss, "validation y"))
+    if check_finite:
+        checks.check_finite(given.x, "X", X)
+        checks.check_finite(given.y, "y", y)
+        checks.check_finite(model.parameters, "model.parameters")
+        if data.validation is not None:
+            checks.check_finite(data.validation.x, "validation X")
+            checks.check_finite(data.validation.y, "validation y")
+    return data
+
+
+def _validation(model: Sequential, loss: ops.Loss, value, share: float) -> Data:
+    if share:
+        raise ArgumentError("fit: expected validation_data or validation_split, got both")
+    if not isinstance(value, (tuple, list)) or len(value) not in (2, 3):
+        got = f"{len(value)} values" if isinstance(value, (tuple, list)) else type(value).__name__
+        raise ArgumentError(f"validation_data: expected (X, y) or (X, y, sample_weight), got {got}")
+    x, y, weight = value if len(value) == 3 else (*value, None)
+    return data_of(model, loss, x, y, weight, ("validation X", "validation y", "validation sample_weight"))
 
 
 def hooks_of(callbacks: Sequence[Callback], verbose: int | str) -> list[Callback]:

@@ -1,33 +1,27 @@
-"""The trainer: a model, a loss, an optimizer and their state; epochs, validation, callbacks, history."""
+"""The trainer: a model, a loss, an optimizer and their state, and the methods that move them."""
 
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 
 import numpy as np
 
 from .. import checks, memory, ops
-from ..backends import get as get_backend
-from ..data.orders import epoch_order
-from ..data.splits import validation_split as split_rows
 from ..errors import ArgumentError, DivergenceError, ShapeError, named_keywords, unknown_name
 from ..model import Sequential
 from ..plan import make_plan
-from ..program import PREDICT_ROWS, gradient_norms, make_program, predict_rows
+from ..program import gradient_norms, make_program, predict_rows
 from ..protocol import Feed, State, Sums
 from .callbacks import Callback
-from .door import Data, Exclusive, feed_of, hooks_of
+from .door import Data, Exclusive, data_of, fit_data, hooks_of, inputs_of
+from .evaluation import evaluate
+from .fit import Fit, Settings
 from .history import History
 
 __all__ = ["Trainer"]
 
 Array = np.ndarray
-
-# Seconds that one call into a program may take before Python looks at signals, bars and callbacks.
-CHUNK = 0.05
 
 PRECISIONS = ("float32", "bf16")
 
@@ -125,10 +119,11 @@ class Trainer:
         self.backend, self._program = make_program(plan, state, backend, self.num_threads)
         self._busy = Exclusive(self._program.lock)
         self._forward_shape: tuple[int, int] | None = None
+        self._fit: Fit | None = None  # the running fit, or the last one
 
     def __getstate__(self) -> dict:
         state = self.__dict__.copy()
-        for name in ("_program", "_busy", "_forward_shape"):
+        for name in ("_program", "_busy", "_forward_shape", "_fit"):
             del state[name]
         return state
 
@@ -144,7 +139,7 @@ class Trainer:
 
     @property
     def steps(self) -> int:
-        return int(self._steps[0])
+        return self._steps.item()
 
     @property
     def tile_rows(self) -> int:
@@ -156,17 +151,8 @@ class Trainer:
         """Threads that the last fit or step ran on."""
         return self._program.threads_used
 
-    # -- the door ------------------------------------------------------------------------------------------------------
-
-    def _inputs(self, x, where: str = "x", empty: bool = False) -> Array:
-        model = self.model
-        return checks.as_inputs(x, model.input_size, model.dtype, where, model.first_dense, empty)
-
-    def _data(self, x, y, weight=None, names: tuple[str, str, str] = ("x", "y", "sample_weight")) -> Data:
-        model = self.model
-        inputs = self._inputs(x, names[0])
-        targets = checks.as_targets(y, self.loss, len(inputs), model.output_size, model.dtype, names[1])
-        return Data(inputs, targets, checks.as_weight(weight, len(inputs), names[2]))
+    def _data(self, x, y, weight=None) -> Data:
+        return data_of(self.model, self.loss, x, y, weight)
 
     # -- whole fits ----------------------------------------------------------------------------------------------------
 
@@ -233,108 +219,11 @@ class Trainer:
             Within about 50 ms or one step of Ctrl-C; the trainer stays valid and a further fit goes on.
         """
         with self._busy:
-            data = self._data(X, y, sample_weight, ("X", "y", "sample_weight"))
-            epochs = checks.count("epochs", epochs, "an integer >= 0", least=0)
-            shuffle, drop_last = checks.flag("shuffle", shuffle), checks.flag("drop_last", drop_last)
-            share = checks.fraction("validation_split", validation_split)
-            validation = self._validation(validation_data, share)
-            rows: int | Array = len(data.x)
-            if share:
-                labels = checks.labels_of(data.y, self.loss)
-                rows, held_out = split_rows(data.y if labels is None else labels, share, self.seed)
-                validation = data.take(held_out)
-            if class_weight is not None:
-                trained = data.y if isinstance(rows, int) else data.y[rows]
-                table = checks.class_table(class_weight, trained, self.loss, self.model.output_size)
-                data.weigh(checks.class_factors(table, data.y, self.loss, "y"))
-                if validation is not None:
-                    validation.weigh(checks.class_factors(table, validation.y, self.loss, "validation y"))
-            total = rows if isinstance(rows, int) else len(rows)
-            batch = checks.as_batch_size(batch_size, total)
-            if checks.flag("check_finite", check_finite):
-                checks.check_finite(data.x, "X", X)
-                checks.check_finite(data.y, "y", y)
-                checks.check_finite(self.model.parameters, "model.parameters")
-                if validation is not None:
-                    checks.check_finite(validation.x, "validation X")
-                    checks.check_finite(validation.y, "validation y")
+            settings = Settings(batch_size, epochs, shuffle, drop_last, validation_split, class_weight, check_finite)
+            data = fit_data(self.model, self.loss, self.seed, X, y, sample_weight, validation_data, **settings.of_data)
             hooks = hooks_of(callbacks, verbose)
-            used = total - total % batch if drop_last else total
-            return self._fit(data, rows, used, batch, epochs, shuffle, validation, hooks)
-
-    def _validation(self, given, share: float) -> Data | None:
-        if given is None:
-            return None
-        if share:
-            raise ArgumentError("fit: expected validation_data or validation_split, got both")
-        if not isinstance(given, (tuple, list)) or len(given) not in (2, 3):
-            got = f"{len(given)} values" if isinstance(given, (tuple, list)) else type(given).__name__
-            raise ArgumentError(f"validation_data: expected (X, y) or (X, y, sample_weight), got {got}")
-        x, y, weight = given if len(given) == 3 else (*given, None)
-        return self._data(x, y, weight, ("validation X", "validation y", "validation sample_weight"))
-
-    def _fit(
-        self,
-        data: Data,
-        rows: int | Array,
-        used: int,
-        batch: int,
-        epochs: int,
-        shuffle: bool,
-        validation: Data | None,
-        hooks: list[Callback],
-    ) -> History:
-        self.history = history = History()
-        self.stop_training = False
-        self.model.loss = self.loss
-        with ExitStack() as ends:
-            for hook in hooks:
-                hook.trainer = self
-                ends.callback(hook.on_train_end)
-                hook.on_train_begin()
-            for epoch in range(epochs):
-                if self.stop_training:
-                    break
-                start = time.perf_counter()
-                order = epoch_order(rows, self.seed, self.epochs, shuffle, self.backend)
-                feed = feed_of(data, order, used, batch)
-                if self.metrics:
-                    feed.outputs = np.empty((used, self.model.output_size), self.model.dtype)
-                for hook in hooks:
-                    hook.on_epoch_begin(epoch, {"epochs": epochs, "steps": feed.steps, "batch_size": batch})
-                sums = self._epoch(feed, hooks)
-                if sums is None:
-                    break
-                self.epochs += 1
-                logs = {"loss": sums.mean(), **self._train_metrics(feed)}
-                if validation is not None:
-                    logs.update({f"val_{name}": value for name, value in self._evaluate(validation).items()})
-                logs.update(lr=self.optimizer.lr, batch_size=batch, time=time.perf_counter() - start)
-                history.append(logs)
-                for hook in hooks:
-                    hook.on_epoch_end(epoch, logs)
-        return history
-
-    def _epoch(self, feed: Feed, hooks: list[Callback]) -> Sums | None:
-        """One pass over the feed in slices of time; None when a callback stopped it half way."""
-        sums, step = Sums(), 0
-        while step < feed.steps:
-            if self.stop_training:
-                return None
-            step = self._program.run(feed, step, feed.steps, self.optimizer.lr, CHUNK, sums)
-            for hook in hooks:
-                hook.on_chunk_end(step, {"loss": sums.mean()})
-        return sums
-
-    def _train_metrics(self, feed: Feed) -> dict[str, float]:
-        if feed.outputs is None:
-            return {}
-        index = slice(feed.rows) if feed.order is None else feed.order
-        weight = None if feed.weight is None else feed.weight[index]
-        return self._metrics(feed.outputs, feed.y[index], weight, self.metrics)
-
-    def _metrics(self, outputs: Array, y: Array, weight: Array | None, names: Sequence[str]) -> dict[str, float]:
-        return {name: ops.METRICS[name][0](outputs, y, weight, self.loss) for name in names}
+            self._fit = Fit(settings)
+            return self._fit.run(self, data, hooks)
 
     # -- single steps --------------------------------------------------------------------------------------------------
 
@@ -370,7 +259,7 @@ class Trainer:
             self._forward_shape = None
             sums = Sums()
             try:
-                self._program.run(feed, 0, 1, self.optimizer.lr, CHUNK, sums)
+                self._program.run(feed, 0, 1, np.array([self.optimizer.lr]), 0.0, sums)
             except DivergenceError:
                 # looked at only now, so that a healthy step does not pay for it
                 checks.check_finite(data.x, "x", x)
@@ -457,8 +346,9 @@ class Trainer:
         With `training`, dropout is on, drawn as the next update would, and :meth:`backward` may follow.
         """
         with self._busy:
-            inputs = self._inputs(x)
-            training = checks.flag("training", training)
+            inputs = inputs_of(self.model, x)
+            if checks.flag("training", training):
+                inputs = inputs.copy()  # backward reads it again, and the caller may have refilled his buffer by then
             outputs = self._program.forward(inputs, self._gradient_rows, training)
             self._forward_shape = outputs.shape if training else None
             return outputs
@@ -523,21 +413,8 @@ class Trainer:
             ``{"loss": ..., "accuracy": ...}``
         """
         with self._busy:
-            return self._evaluate(self._data(X, y, sample_weight, ("X", "y", "sample_weight")))
-
-    def _evaluate(self, data: Data) -> dict[str, float]:
-        kernels, total = get_backend(self.backend), Sums()
-        outputs = predict_rows(self._program, data.x, self.model.output_size)
-        for start in range(0, len(data.x), PREDICT_ROWS):
-            rows = slice(start, start + PREDICT_ROWS)
-            block = outputs[rows]
-            weight = None if data.weight is None else data.weight[rows]
-            sums = kernels.loss(block, data.y[rows], self.loss, weight, np.empty_like(block))
-            total = Sums(total.loss + sums.loss, total.weight + sums.weight)
-        names = list(self.metrics)
-        if self.loss.targets in ops.METRICS["accuracy"][1] and "accuracy" not in names:
-            names.append("accuracy")
-        return {"loss": total.mean(), **self._metrics(outputs, data.y, data.weight, names)}
+            data = data_of(self.model, self.loss, X, y, sample_weight, ("X", "y", "sample_weight"))
+            return evaluate(self, data)
 
     @named_keywords
     def predict(self, X) -> Array:
@@ -545,4 +422,4 @@ class Trainer:
         outputs = self._program.fast_predict(X)
         if outputs is not None:
             return outputs
-        return predict_rows(self._program, self._inputs(X, "X", empty=True), self.model.output_size)
+        return predict_rows(self._program, inputs_of(self.model, X, "X", empty=True), self.model.output_size)

@@ -248,7 +248,7 @@ static void run(const fb_kernels *k, test *t)
     const fb_feed feed = feed_of(k, t);
     const int64_t steps = (feed.rows + feed.batch - 1) / feed.batch, forever = INT64_C(1) << 60;
     fb_tuner tuner = {0};
-    fb_run(&net, at(t, "arena"), &feed, 0, steps, number(t, "lr"), forever, t->thread_count, &tuner, at(t, "sums"));
+    fb_run(&net, at(t, "arena"), &feed, 0, steps, at(t, "lr"), forever, t->thread_count, &tuner, at(t, "sums"));
 }
 
 static const struct { const char *name; void (*call)(const fb_kernels *, test *); } verbs[] = {

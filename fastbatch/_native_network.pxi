@@ -1,0 +1,283 @@
+@cython.auto_pickle(False)
+cdef class Tuner:
+    """What was measured of a program on different numbers of threads, by the power of two of its batch."""
+    cdef fb_tuner sizes[32]
+
+    cdef int size_of(self, int64_t batch) noexcept nogil:
+        cdef int size = 0
+        while batch > 1 and size < 31:
+            batch >>= 1
+            size += 1
+        return size
+
+    def choose(self, int most, int64_t steps, int64_t batch, double flops, int64_t now):
+        """Threads, whether to wait for parked helpers, steps and end of the next stretch; what fb_run asks."""
+        cdef fb_stretch stretch = fb_choose_threads(&self.sizes[self.size_of(batch)], most, steps, batch, flops, now)
+        return stretch.threads, stretch.patience == FB_WAIT_FOR_PARKED, stretch.steps, stretch.until
+
+    def report(self, int64_t batch, int asked, int threads, int64_t steps, int64_t ns, int64_t now):
+        """What became of it."""
+        cdef fb_stretch stretch
+        stretch.threads = asked
+        fb_report(&self.sizes[self.size_of(batch)], stretch, threads, steps * batch, ns, now)
+
+
+# -- the fast path: what can be used as it lies ------------------------------------------------------------------------
+
+cdef inline bint _plain(object array, int kind, int ndim) noexcept:
+    """Exactly an ndarray of this dtype, C-contiguous, aligned and in native byte order."""
+    return (cnp.PyArray_CheckExact(array) and cnp.PyArray_TYPE(<cnp.ndarray>array) == kind
+            and cnp.PyArray_NDIM(<cnp.ndarray>array) == ndim and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray>array))
+
+
+cdef bint _labels_in_range(const int64_t *labels, int64_t n, int64_t classes, int64_t *copy) noexcept nogil:
+    """Copies what it checks: another thread may write to the caller's array before the kernels index by it."""
+    cdef int64_t i, label
+    cdef bint good = True
+    for i in range(n):
+        label = labels[i]
+        copy[i] = label
+        good &= 0 <= label < classes
+    return good
+
+
+cdef bint _in_unit_interval(const float *y, int64_t n) noexcept nogil:
+    """False for NaN, too."""
+    cdef int64_t i
+    cdef bint good = True
+    for i in range(n):
+        good &= 0 <= y[i] <= 1
+    return good
+
+
+cdef class Network:
+    """An fb_network and references to the memory it points into."""
+    cdef fb_network net
+    cdef object held, held_in_arena
+    cdef int64_t inputs, outputs
+    cdef bint takes_labels, takes_shares
+    cdef double flops_per_row, flops_per_step
+    cdef object allowed, limit
+    cdef Tuner tuner
+    cdef Lock lock
+    # of the arena
+    cdef char *arena
+    cdef int64_t arena_bytes, rows
+    cdef int64_t *labels
+    cdef list spares
+    cdef public object pending
+    cdef readonly int threads_used
+    cdef int threads  # that the arena has scratch for
+
+    def __init__(self, str target, parameters, slots, steps, uint64_t seed, int loss, double loss_parameter, per_output,
+                 int rule, tuple hyper, int64_t inputs, int64_t outputs, str targets, double flops_per_row,
+                 double flops_per_step, allowed, limit, Lock lock):
+        """`targets` is what the loss takes; ``allowed(limit, flops)`` the number of threads for a piece of work.
+
+        A step costs flops_per_row for each of its rows, and flops_per_step whatever their number.
+        """
+        self.held = (parameters, slots, steps, per_output)
+        self.net.kernels = fb_find_target(target.encode()).f32
+        self.net.parameters = _data(parameters)
+        self.net.parameter_count = len(parameters)
+        self.net.slots = _data(slots)
+        self.net.steps = <int64_t *>_data(steps)
+        self.net.seed = seed
+        self.net.loss = _loss(loss, loss_parameter, per_output)
+        self.net.optimizer = _optimizer(rule, hyper)
+        self.inputs = inputs
+        self.outputs = outputs
+        self.takes_labels = targets == "classes"
+        self.takes_shares = targets in ("classes", "binary")
+        self.flops_per_row, self.flops_per_step = flops_per_row, flops_per_step
+        self.allowed = allowed
+        self.tuner = Tuner()
+        self.limit = limit
+        self.lock = lock
+        self.spares = []
+        self.threads_used = 1
+
+    def place(self, arena, memory, labels):
+        """Lay the network out as `arena` says: in `memory`, or for predict in memory of each call.
+
+        `labels` (rows,) int64 is room for those of a step on the fast path.
+        """
+        if arena.stages.itemsize != sizeof(fb_stage):
+            raise ValueError("fb_stage of csrc/fastbatch.h and STAGE_FIELDS of plan.py differ")
+        self.held_in_arena = (arena.stages, memory, labels)
+        self.net.stages = <const fb_stage *>_data(arena.stages)
+        self.net.stage_count = len(arena.stages)
+        self.net.y, self.net.row_loss, self.net.row_weight = arena.y, arena.row_loss, arena.row_weight
+        self.net.row_share, self.net.gradient = arena.row_share, arena.gradient
+        self.net.scratch, self.net.scratch_bytes = arena.scratch, arena.scratch_bytes
+        self.net.parts, self.net.part_bytes = arena.parts, arena.part_bytes
+        self.threads = arena.threads
+        self.arena = _data(memory)
+        self.arena_bytes = arena.nbytes
+        self.labels = <int64_t *>_data(labels)
+        self.rows = arena.rows
+
+    cdef fb_feed feed(self, x, y, weight, order, int64_t batch, outputs) except *:
+        cdef fb_feed feed
+        feed.x = _data(x)
+        feed.x_stride = _stride(x)
+        feed.labels = NULL
+        feed.y = NULL
+        feed.y_stride = 0
+        if y is not None and y.ndim == 1:
+            feed.labels = <const int64_t *>_data(y)
+        elif y is not None:
+            feed.y = _data(y)
+            feed.y_stride = _stride(y)
+        feed.weight = <const double *>_data(weight)
+        feed.order = <const int64_t *>_data(order)
+        feed.rows = len(x) if order is None else len(order)
+        feed.batch = batch
+        feed.outputs = _data(outputs)
+        return feed
+
+    def run(self, x, y, weight, order, int64_t batch, outputs, int64_t first, int64_t last,
+            cnp.ndarray lrs, int64_t budget_ns, int threads, cnp.ndarray sums):
+        """Returns next step, status, what was not finite; `sums` (2,) float64 is added to."""
+        cdef fb_feed feed = self.feed(x, y, weight, order, batch, outputs)
+        cdef const double *rates = <const double *>cnp.PyArray_DATA(lrs)
+        cdef fb_sums *total = <fb_sums *>cnp.PyArray_DATA(sums)
+        cdef fb_outcome outcome
+        with nogil:
+            outcome = fb_run(&self.net, self.arena, &feed, first, last, rates, budget_ns, threads,
+                             &self.tuner.sizes[self.tuner.size_of(batch)], total)
+        self.threads_used = outcome.threads
+        return outcome.next, outcome.status, outcome.value
+
+    def accumulate(self, x, y, weight, int64_t first_row, gradient, int threads, double loss, double total,
+                   rows):
+        cdef fb_feed feed = self.feed(x, y, weight, None, len(x), None)
+        cdef address g = _data(gradient)
+        cdef fb_per_sample samples
+        cdef fb_per_sample *asked = NULL
+        cdef fb_sums sums
+        if rows is not None:
+            samples.loss, samples.weight = <double *>_data(rows.loss), <double *>_data(rows.weight)
+            samples.input_norms = <double *>_data(rows.input_norms)
+            samples.delta_norms = <double *>_data(rows.delta_norms)
+            samples.input_stride = _stride(rows.input_norms) // <int64_t>sizeof(double)
+            samples.delta_stride = _stride(rows.delta_norms) // <int64_t>sizeof(double)
+            samples.scale = _data(rows.scale)
+            asked = &samples
+        sums.loss = loss
+        sums.weight = total
+        with nogil:
+            sums = fb_accumulate(&self.net, self.arena, &feed, first_row, g, threads, sums, asked)
+        return sums.loss, sums.weight
+
+    def forward(self, x, int64_t first_row, outputs, int threads):
+        cdef fb_feed feed = self.feed(x, None, None, None, len(x), outputs)
+        with nogil:
+            fb_forward(&self.net, self.arena, &feed, first_row, threads)
+
+    def backward(self, x, int64_t first_row, dz, gradient, int threads):
+        cdef fb_feed feed = self.feed(x, None, None, None, len(x), None)
+        cdef address d = _data(dz), g = _data(gradient)
+        cdef int64_t stride = _stride(dz)
+        with nogil:
+            fb_backward(&self.net, self.arena, &feed, first_row, d, stride, g, threads)
+
+    def update(self, gradient, double scale, double lr, int threads):
+        cdef address g = _data(gradient)
+        cdef int status
+        with nogil:
+            status = fb_update(&self.net, g, scale, lr, threads)
+        return status
+
+    def predict(self, x, outputs, arenas, int threads):
+        """`arenas` is the memory of `threads` arenas, one behind the other."""
+        cdef fb_feed feed = self.feed(x, None, None, None, len(x), outputs)
+        cdef address memory = _data(arenas)
+        with nogil:
+            fb_predict(&self.net, memory, self.arena_bytes, self.rows, &feed, threads)
+
+    cdef bint takes(self, object y, int64_t n, fb_feed *feed):
+        """Whether `y` can be used as it lies, for `n` rows; then `feed` points to it."""
+        feed.y_stride = self.outputs * sizeof(float)
+        if self.takes_labels and _plain(y, cnp.NPY_INT64, 1):
+            feed.labels = self.labels
+            return cnp.PyArray_DIM(<cnp.ndarray>y, 0) == n and _labels_in_range(
+                <const int64_t *>cnp.PyArray_DATA(<cnp.ndarray>y), n, self.outputs, self.labels)
+        if not _plain(y, cnp.NPY_FLOAT32, 2):
+            if self.takes_labels or self.outputs != 1 or not _plain(y, cnp.NPY_FLOAT32, 1):
+                return False
+        elif cnp.PyArray_DIM(<cnp.ndarray>y, 1) != self.outputs:
+            return False
+        feed.y = <const char *>cnp.PyArray_DATA(<cnp.ndarray>y)
+        return cnp.PyArray_DIM(<cnp.ndarray>y, 0) == n and (
+            not self.takes_shares or _in_unit_interval(<const float *>feed.y, n * self.outputs))
+
+    def fast_step(self, x, y, double lr):
+        """See `Program.fast_step` of protocol.py."""
+        cdef fb_feed feed
+        cdef fb_sums sums
+        cdef fb_outcome outcome
+        cdef int threads
+        if not _plain(x, cnp.NPY_FLOAT32, 2) or cnp.PyArray_DIM(<cnp.ndarray>x, 1) != self.inputs:
+            return None
+        feed.x = <const char *>cnp.PyArray_DATA(<cnp.ndarray>x)
+        feed.x_stride = self.inputs * sizeof(float)
+        feed.rows = feed.batch = cnp.PyArray_DIM(<cnp.ndarray>x, 0)
+        feed.y = feed.outputs = NULL
+        feed.labels = feed.order = NULL
+        feed.weight = NULL
+        # Python, and so a signal's handler, may run here but not below: it might step this trainer and move the arena
+        threads = self.allowed(self.limit, feed.rows * self.flops_per_row + self.flops_per_step)
+        if not self.lock.take():
+            return None
+        try:
+            if self.pending is not None or threads > self.threads or not 0 < feed.rows <= self.rows or not self.takes(y, feed.rows, &feed):
+                return None
+            sums.loss = sums.weight = 0
+            with nogil:
+                outcome = fb_run(&self.net, self.arena, &feed, 0, 1, &lr, 0, threads,
+                                 &self.tuner.sizes[self.tuner.size_of(feed.rows)], &sums)
+            if outcome.status != FB_OK:
+                return None
+            self.threads_used = outcome.threads
+            return sums.loss / sums.weight if sums.weight else 0.0
+        finally:
+            self.lock.give()
+
+    def fast_predict(self, x):
+        """See `Program.fast_predict` of protocol.py."""
+        cdef fb_feed feed
+        cdef cnp.npy_intp shape[2]
+        if not _plain(x, cnp.NPY_FLOAT32, 2) or cnp.PyArray_DIM(<cnp.ndarray>x, 1) != self.inputs:
+            return None
+        feed.rows = feed.batch = cnp.PyArray_DIM(<cnp.ndarray>x, 0)
+        if not 0 < feed.rows <= self.rows or self.allowed(self.limit, feed.rows * self.flops_per_row) != 1:
+            return None
+        spare = self.take_spare()
+        if spare is None:
+            return None
+        shape[0], shape[1] = feed.rows, self.outputs
+        outputs = cnp.PyArray_EMPTY(2, shape, cnp.NPY_FLOAT32, 0)
+        feed.x = <const char *>cnp.PyArray_DATA(<cnp.ndarray>x)
+        feed.x_stride = self.inputs * sizeof(float)
+        feed.y = NULL
+        feed.labels = feed.order = NULL
+        feed.weight = NULL
+        feed.outputs = <char *>cnp.PyArray_DATA(outputs)
+        cdef address memory = _data(spare)
+        with nogil:
+            fb_predict(&self.net, memory, self.arena_bytes, self.rows, &feed, 1)
+        self.keep_spare(spare)
+        return outputs
+
+    cpdef take_spare(self):
+        """An arena that no call is using, or None."""
+        try:
+            return self.spares.pop()
+        except IndexError:
+            return None
+
+    cpdef keep_spare(self, arena):
+        """Keep `arena` for the next call. At most four, so that a burst of threads does not hold memory for ever."""
+        if len(self.spares) < 4:
+            self.spares.append(arena)
