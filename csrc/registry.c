@@ -8,7 +8,7 @@ const char *const fb_activation_names[] = {
     NULL};
 
 const char *const fb_loss_names[] = {
-#define ELEMENT_LOSS(name, value, slope) #name,
+#define ELEMENT_LOSS(name, g, h, value, slope) #name,
 #define ROW_LOSS(name) #name,
 #include "ops/losses.def"
 #undef ELEMENT_LOSS

@@ -41,12 +41,17 @@ cdef bint _labels_in_range(const int64_t *labels, int64_t n, int64_t classes, in
     return good
 
 
-cdef bint _in_unit_interval(const float *y, int64_t n) noexcept nogil:
+# Least and most of floats as targets; "values" may be anything, "masked" nothing. 1.4e-45 is the smallest above 0.
+_RANGES = {"values": (-float("inf"), float("inf")), "classes": (0, 1), "binary": (0, 1), "counts": (0, float("inf")),
+           "positive": (1.4e-45, float("inf")), "masked": (1, 0)}
+
+
+cdef bint _between(const float *y, int64_t n, float least, float most) noexcept nogil:
     """False for NaN, too."""
     cdef int64_t i
     cdef bint good = True
     for i in range(n):
-        good &= 0 <= y[i] <= 1
+        good &= least <= y[i] <= most
     return good
 
 
@@ -55,7 +60,8 @@ cdef class Network:
     cdef fb_network net
     cdef object held, held_in_arena
     cdef int64_t inputs, outputs
-    cdef bint takes_labels, takes_shares
+    cdef bint takes_labels, takes_any
+    cdef float least, most
     cdef double flops_per_row, flops_per_step
     cdef object allowed, limit
     cdef Tuner tuner
@@ -72,7 +78,9 @@ cdef class Network:
     def __init__(self, str target, parameters, slots, steps, uint64_t seed, int loss, double loss_parameter, per_output,
                  int rule, tuple hyper, int64_t inputs, int64_t outputs, str targets, double flops_per_row,
                  double flops_per_step, allowed, limit, Lock lock):
-        """`targets` is what the loss takes; ``allowed(limit, flops)`` the number of threads for a piece of work.
+        """`targets` is what the loss takes, or "masked" for labels that the fast path leaves alone.
+
+        ``allowed(limit, flops)`` is the number of threads for a piece of work.
 
         A step costs flops_per_row for each of its rows, and flops_per_step whatever their number.
         """
@@ -88,7 +96,8 @@ cdef class Network:
         self.inputs = inputs
         self.outputs = outputs
         self.takes_labels = targets == "classes"
-        self.takes_shares = targets in ("classes", "binary")
+        self.takes_any = targets == "values"
+        self.least, self.most = _RANGES[targets]
         self.flops_per_row, self.flops_per_step = flops_per_row, flops_per_step
         self.allowed = allowed
         self.tuner = Tuner()
@@ -210,7 +219,7 @@ cdef class Network:
             return False
         feed.y = <const char *>cnp.PyArray_DATA(<cnp.ndarray>y)
         return cnp.PyArray_DIM(<cnp.ndarray>y, 0) == n and (
-            not self.takes_shares or _in_unit_interval(<const float *>feed.y, n * self.outputs))
+            self.takes_any or _between(<const float *>feed.y, n * self.outputs, self.least, self.most))
 
     def fast_step(self, x, y, double lr):
         """See `Program.fast_step` of protocol.py."""

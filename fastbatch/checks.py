@@ -31,6 +31,7 @@ __all__ = [
     "flag",
     "fraction",
     "labels_of",
+    "leave_out",
     "normalised",
     "seed",
     "weight_unit",
@@ -98,11 +99,13 @@ def as_inputs(value, width: int, dtype: str, where: str = "X", layer: str = "", 
 def as_targets(value, loss: ops.Loss, rows: int, outputs: int, dtype: str, where: str = "y") -> Array:
     """Targets as the loss takes them: (n,) int64 labels, or (n, O) of `dtype`.
 
+    A label that the loss ignores comes out as -1; see :func:`leave_out`.
+
     Raises
     ------
     ShapeError, DTypeError
     DataError
-        For labels outside 0 .. O-1, floats that are not whole numbers, or numbers outside [0, 1].
+        For labels outside 0 .. O-1, floats that are not whole numbers, or numbers outside the range of the loss.
     """
     array = _as_array(value, where)
     if loss.targets == "classes" and array.dtype.kind in "OSUT":
@@ -116,6 +119,10 @@ def as_targets(value, loss: ops.Loss, rows: int, outputs: int, dtype: str, where
     if loss.targets == "classes":
         if array.ndim == 1 or (array.ndim == 2 and array.shape[1] == 1 and outputs != 1):
             return _as_labels(array.reshape(rows), outputs, loss, where)
+        if loss.ignored is not None:
+            raise ShapeError(
+                f"{where}: expected labels ({rows},) for {loss.name} with ignore_index, got shape {array.shape}"
+            )
         if array.shape != (rows, outputs):
             raise ShapeError(
                 f"{where}: expected labels ({rows},) or distributions ({rows}, {outputs}) "
@@ -129,7 +136,24 @@ def as_targets(value, loss: ops.Loss, rows: int, outputs: int, dtype: str, where
         raise ShapeError(f"{where}: expected shape {either}({rows}, {outputs}) for {loss.name}, got {array.shape}")
     if loss.targets == "binary" and array.size and (array.min() < 0 or array.max() > 1):
         raise DataError(f"{where}: expected numbers in [0, 1] for {loss.name}, got {_outside(array)}")
-    return _convert(array.reshape(rows, outputs), dtype)
+    converted = _convert(array.reshape(rows, outputs), dtype)
+    if loss.targets in ("counts", "positive"):
+        # as converted: a number too small for the dtype has become 0
+        bad = converted < 0 if loss.targets == "counts" else converted <= 0
+        if bad.any():
+            row = int(np.argmax(bad)) // outputs
+            value = array.reshape(rows, outputs)[row][bad[row]][0]
+            sign = ">=" if loss.targets == "counts" else ">"
+            raise DataError(f"{where}: expected numbers {sign} 0 for {loss.name}, got {value} in row {row}")
+    return converted
+
+
+def leave_out(y: Array, weight: Array | None, loss: ops.Loss) -> tuple[Array, Array | None]:
+    """Targets and row weights (n,) in which a label that the loss ignores is class 0 with weight 0."""
+    if loss.ignored is None:
+        return y, weight
+    ignored = y < 0
+    return np.where(ignored, 0, y), np.where(ignored, 0.0, 1.0 if weight is None else weight)
 
 
 def check_outputs(loss: ops.Loss, outputs: int) -> None:
@@ -153,13 +177,20 @@ def _as_labels(array: Array, classes: int, loss: ops.Loss, where: str) -> Array:
                 " (for regression use loss='mse')"
             )
     if array.size and (array.min() < 0 or array.max() >= classes):
-        row = int(np.argmax((array < 0) | (array >= classes)))
-        hint = " (for one logit use loss='bce', for regression loss='mse')" if classes == 1 else ""
-        raise DataError(
-            f"{where}: expected labels 0 .. {classes - 1} for {loss.name}, got {array[row]} in row {row}{hint}"
-        )
+        outside = (array < 0) | (array >= classes)
+        if loss.ignored is not None:
+            outside &= array != loss.ignored
+        if outside.any():
+            row = int(np.argmax(outside))
+            hint = " (for one logit use loss='bce', for regression loss='mse')" if classes == 1 else ""
+            raise DataError(
+                f"{where}: expected labels 0 .. {classes - 1} for {loss.name}, got {array[row]} in row {row}{hint}"
+            )
     # a copy: kernels index by labels, and the caller may write to his own between two epochs
-    return np.array(array, np.int64)
+    labels = np.array(array, np.int64)
+    if loss.ignored is not None:
+        labels[array == loss.ignored] = -1
+    return labels
 
 
 def as_weight(value, rows: int, where: str = "sample_weight") -> Array | None:
@@ -216,10 +247,11 @@ def class_factors(table: Array, y: Array, loss: ops.Loss, where: str) -> Array:
     return table[labels]
 
 
-def class_table(value, y: Array, loss: ops.Loss, outputs: int) -> Array:
+def class_table(value, y: Array, loss: ops.Loss, outputs: int, weight: Array | None = None) -> Array:
     """Weight of each class (K,) from ``class_weight``.
 
-    A dict, where a missing class counts 1, or "balanced": n / (K * count) over the K classes present in `y`.
+    A dict, where a missing class counts 1, or "balanced": n / (K * count) over the K classes present in `y`. Where the
+    loss ignores a label, rows of `weight` 0 do not count.
 
     Raises
     ------
@@ -229,10 +261,12 @@ def class_table(value, y: Array, loss: ops.Loss, outputs: int) -> Array:
     where, labels = "class_weight", labels_of(y, loss)
     if labels is None:
         raise ArgumentError(f"{where}: expected integer labels in y, got {loss.name} with targets of shape {y.shape}")
+    if loss.ignored is not None and weight is not None:
+        labels = labels[weight > 0]
     classes = 2 if loss.targets == "binary" else outputs
     if isinstance(value, str) and value == "balanced":
         counts = np.bincount(labels, minlength=classes)
-        return len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+        return len(labels) / (max(np.count_nonzero(counts), 1) * np.maximum(counts, 1))
     if not isinstance(value, Mapping):
         raise ArgumentError(f"{where}: expected a dict or 'balanced', got {type(value).__name__} {value!r}")
     table = np.ones(classes)

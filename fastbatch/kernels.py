@@ -154,9 +154,10 @@ def loss(name: str | ops.Loss, a, y, *, backend: str = "auto") -> tuple[float, A
         raise ShapeError(f"a: expected at least 1 row, got shape {a.shape}")
     checks.check_outputs(row, a.shape[1])
     dtype = checks.as_dtype(a.dtype)
-    y = np.ascontiguousarray(checks.as_targets(y, row, len(a), a.shape[1], dtype))
+    y, weight = checks.leave_out(checks.as_targets(y, row, len(a), a.shape[1], dtype), None, row)
+    y = np.ascontiguousarray(y)
     da = np.empty_like(a)
-    sums = _backend(backend, dtype, loss=row).loss(a, y, row, None, da)
+    sums = _backend(backend, dtype, loss=row).loss(a, y, row, weight, da)
     da *= a.dtype.type(1 / sums.weight if sums.weight else 0)
     return sums.mean(), da
 

@@ -278,10 +278,10 @@ def gradient_norms(program: Program, feed: Feed, biases: Sequence[bool]) -> Arra
     squares, total = np.empty(feed.rows), np.empty(feed.rows)
     for start in range(0, feed.rows, PREDICT_ROWS):
         part = slice(start, start + PREDICT_ROWS)
-        x, y = feed.x[part], feed.y[part]
+        x, y, weight = feed.x[part], feed.y[part], None if feed.weight is None else feed.weight[part]
         inputs, deltas = np.empty((2, len(biases), len(x)))
         rows = PerSample(weight=total[part], input_norms=inputs, delta_norms=deltas)
-        program.accumulate(Feed(x, y, batch=len(x)), start, None, rows=rows)
+        program.accumulate(Feed(x, y, weight, batch=len(x)), start, None, rows=rows)
         inputs += np.array(biases)[:, None]  # a bias is a weight whose input is 1
         squares[part] = np.einsum("ln,ln->n", inputs, deltas)
     # a class weight is a weight like any other; where it is 0 there is no gradient

@@ -206,6 +206,8 @@ def loss(
     Elements: the value is that of arguments perturbed by ROUNDINGS u, so within K u (|v| + (|a| + |y|) |v'|) with K =
     ROUNDINGS; where the target is a probability, v is a difference of terms as large as |a|, so |v'| counts as 1. The
     mean over O adds gamma(O) of the magnitudes. The slope is within K u of |v'|, again of 1 + |y| for probabilities.
+    Under a log link v = f(a) + y g(a), and either term counts with its size: y g is what a second y adds. Its
+    exponentials have arguments rounded by |a| u.
     Softmax: with s = a - max a, exp(s) is within (4 + |s|) u, the total within gamma(O) more, the logarithm of the
     total within that absolutely; the products t s add gamma(O) |t s|. Row weights are one more rounding.
     """
@@ -236,11 +238,18 @@ def loss(
             v, dv = row.elements(a, y64)
             # the slope of a convex loss is monotone: the ends of the interval bound it
             moved = np.max([np.abs(row.elements(a + d, y64)[1] - dv) for d in (-ea, ea)], axis=0)
-            steep = np.maximum(np.abs(dv) + moved, np.max(c) if row.targets != "values" else 0.0)
-            ev = k * (np.abs(v) + (np.abs(a) + np.abs(y64)) * steep) + steep * ea
+            if row.name == "focal":  # the only one that is not convex
+                moved = moved + CURVATURE * np.square(ea)
+            # what the slope is a difference of: probabilities times weights of positives (c) and negatives (at most 1)
+            terms, size = np.maximum(c, 1.0) * (1 + np.abs(y64)) if row.targets == "binary" else 0.0, np.abs(v)
+            if row.log_link:
+                v2, dv2 = row.elements(a, 2 * y64)
+                terms = (1 + np.abs(a)) * (np.abs(dv) + moved + np.abs(dv2 - dv))
+                size = size + np.abs(v2 - v) + terms
+            steep = np.maximum(np.abs(dv) + moved, np.max(c) if row.targets == "binary" else 0.0)
+            ev = k * (size + (np.abs(a) + np.abs(y64)) * steep) + steep * ea
             evalue = ev.mean(axis=1) + gamma(width, dtype) * np.abs(v).mean(axis=1)
-            extra = c * (1 + np.abs(y64)) if row.targets != "values" else 0.0
-            eda = (moved + k * (np.abs(dv) + moved + extra) + TINY[dtype]) / width
+            eda = (moved + k * (np.abs(dv) + moved + terms) + TINY[dtype]) / width
         eda = r[:, None] * (eda + 4 * u * np.abs(da)) + TINY[dtype]
     sums = Sums(float((r * value).sum()), float((r * share).sum()))
     bounds = Sums(

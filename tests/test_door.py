@@ -80,6 +80,12 @@ TARGETS = {
     "mse (B, 1)": ("mse", 1, VALUES[:, :1].copy(), True),
     "huber": ("huber", O, VALUES, True),
     "bce (B, O)": ("bce", O, SHARES, True),
+    "focal": ("focal", O, SHARES, True),
+    "quantile": ("quantile", O, VALUES, True),
+    "poisson": ("poisson", O, np.floor(3 * SHARES), True),
+    "tweedie (B,)": ("tweedie", 1, SHARES[:, 0].copy(), True),
+    "gamma": ("gamma", O, SHARES + np.float32(0.1), True),
+    "labels, one ignored": (fb.losses.CrossEntropy(ignore_index=1), O, LABELS, False),
     "bce (B,)": ("bce", 1, SHARES[:, 0].copy(), True),
     "labels": ("cross_entropy", O, LABELS, True),
     "labels (B, 1)": ("cross_entropy", O, LABELS[:, None], False),
@@ -96,7 +102,8 @@ TARGETS = {
 def _pair(loss="mse", outputs=O, **options):
     """Two trainers after one step each, the second without the fast path; the first notes what its fast path says."""
     fast, careful = (make_trainer(loss, sizes=(I, 7, outputs), backend="c", **options) for _ in range(2))
-    y = {"values": VALUES, "binary": SHARES, "classes": LABELS % outputs}[fast.loss.targets]
+    kinds = {"values": VALUES, "counts": SHARES, "positive": SHARES, "binary": SHARES, "classes": LABELS % outputs}
+    y = kinds[fast.loss.targets]
     said = []
     for trainer in (fast, careful):
         trainer.step(X, y[:, :outputs] if y.ndim == 2 else y)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 import threading
 from decimal import Decimal
@@ -16,7 +17,7 @@ from fastbatch import kernels, ops
 
 backends = pytest.mark.parametrize("backend", BACKENDS)
 N = 20
-LOSSES = ("mse", "cross_entropy", "bce")
+LOSSES = ("mse", "cross_entropy", "bce", "poisson", "tweedie", "gamma", "focal")
 DATA = {loss: make_data(loss, N) for loss in LOSSES}
 
 
@@ -24,6 +25,16 @@ def _set(array, index, value, dtype=None):
     array = array.astype(dtype or array.dtype)
     array[index] = value
     return array
+
+
+def _named(name):
+    """A function of that name."""
+
+    def function(y_true, y_pred):
+        return 0.0
+
+    function.__name__ = name
+    return function
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +69,7 @@ def _unchanged(trainer, call, error, words):
 X, Y = DATA["mse"]
 LABELS = DATA["cross_entropy"][1]
 BINARY = DATA["bce"][1]
+COUNTS = DATA["poisson"][1]
 OBJECTS = np.array([[None] * INPUTS] * N, object)
 
 BAD_X = {
@@ -115,6 +127,19 @@ BAD_Y = {
         "distributions below 0": (np.full((N, 4), -0.5), fb.DataError, ["[0, 1]", "-0.5"]),
         "objects": (LABELS.astype(object), fb.DTypeError, ["object"]),
     },
+    "poisson": {
+        "too few": (COUNTS[:-1], fb.ShapeError, ["20 rows", "(19, 4)"]),
+        "flat": (COUNTS[:, 0], fb.ShapeError, ["(20, 4)", "(20,)", "poisson"]),
+        "negative": (_set(COUNTS, (4, 1), -0.5), fb.DataError, ["numbers >= 0", "poisson", "-0.5", "row 4"]),
+        "two negative": (_set(_set(COUNTS, (9, 0), -2), (5, 3), -7, int), fb.DataError, [">= 0", "-7", "row 5"]),
+    },
+    "tweedie": {"negative": (_set(COUNTS, (0, 3), -2), fb.DataError, ["numbers >= 0", "tweedie", "-2", "row 0"])},
+    "gamma": {
+        "zero": (_set(COUNTS + 1, (19, 0), 0), fb.DataError, ["numbers > 0", "gamma", "got 0", "row 19"]),
+        "negative": (_set(COUNTS + 1, (3, 2), -1), fb.DataError, ["numbers > 0", "-1", "row 3"]),
+        "zero in float32": (_set(COUNTS + 1, (3, 2), 1e-60, float), fb.DataError, ["numbers > 0", "1e-60", "row 3"]),
+    },
+    "focal": {"two": (_set(BINARY, (4, 1), 2), fb.DataError, ["[0, 1]", "focal", "2"])},
     "bce": {
         "too few": (BINARY[:-1], fb.ShapeError, ["20 rows", "(19, 4)"]),
         "two": (_set(BINARY, (4, 1), 2), fb.DataError, ["[0, 1]", "bce", "2"]),
@@ -555,7 +580,11 @@ UNKNOWN_NAMES = [
     (lambda: fb.Trainer(MODEL, metrics=["acuracy"]), "metrics", "acuracy", "accuracy"),
     (lambda: fb.Trainer(MODEL, metrics="acc"), "metrics", "acc", "accuracy"),
     (lambda: fb.Trainer(MODEL, metrics=[None]), "metrics", None, None),
-    (lambda: fb.Trainer(MODEL, metrics=[len]), "metrics", len, None),
+    (lambda: fb.Trainer(MODEL, metrics=[dict]), "metrics", dict, "dict()"),
+    (lambda: fb.Trainer(MODEL, metrics="top_0"), "metrics", "top_0", "top_k"),
+    (lambda: fb.Trainer(MODEL, metrics="f1_score"), "metrics", "f1_score", "f1"),
+    (lambda: fb.Trainer(MODEL, metrics="roc_auc"), "metrics", "roc_auc", "auc"),
+    (lambda: fb.Trainer(MODEL, "pinball"), "loss", "pinball", "quantile"),
 ]
 
 
@@ -636,7 +665,12 @@ UNKNOWN_KEYWORDS = {
     "losses.MSE": (lambda **k: fb.losses.MSE(**k), {"reduction": None}),
     "losses.MAE": (lambda **k: fb.losses.MAE(**k), {"reduction": None}),
     "losses.Huber": (lambda **k: fb.losses.Huber(**k), {"dleta": "delta"}),
+    "losses.Quantile": (lambda **k: fb.losses.Quantile(**k), {"quantile": None}),
+    "losses.Poisson": (lambda **k: fb.losses.Poisson(**k), {"log_input": None}),
+    "losses.Tweedie": (lambda **k: fb.losses.Tweedie(**k), {"powr": "power"}),
+    "losses.Gamma": (lambda **k: fb.losses.Gamma(**k), {"shape": None}),
     "losses.BCE": (lambda **k: fb.losses.BCE(**k), {"pos_weights": "pos_weight"}),
+    "losses.Focal": (lambda **k: fb.losses.Focal(**k), {"gama": "gamma"}),
     "losses.CrossEntropy": (
         lambda **k: fb.losses.CrossEntropy(**k),
         {"label_smooting": "label_smoothing", "weights": "weight"},
@@ -871,7 +905,48 @@ BAD_DESCRIPTIONS = {
         f"set_num_threads({value!r})": (lambda value=value: fb.set_num_threads(value), ["integer >= 1", repr(value)])
         for value in (0, -1, 1.5, "2", True)
     },
-    "accuracy of mse": (lambda: fb.Trainer(MODEL, "mse", metrics=["accuracy"]), ["'accuracy'", "'mse'"]),
+    **{
+        f"Quantile({value!r})": (lambda value=value: fb.losses.Quantile(value), ["Quantile(q=): expected", "(0, 1)"])
+        for value in (0, 1, -0.1, np.nan, "0.5", None, True)
+    },
+    **{
+        f"Tweedie({value!r})": (lambda value=value: fb.losses.Tweedie(value), ["Tweedie(power=)", "(1, 2)", "Gamma()"])
+        for value in (1, 2, 0, 3.0, np.nan, "1.5")
+    },
+    **{
+        f"Focal(gamma={value!r})": (lambda value=value: fb.losses.Focal(gamma=value), ["Focal(gamma=)", ">= 0"])
+        for value in (-1, np.inf, np.nan, "2")
+    },
+    **{
+        f"Focal(alpha={value!r})": (lambda value=value: fb.losses.Focal(alpha=value), ["Focal(alpha=)", "(0, 1)"])
+        for value in (0, 1, -0.1, np.nan, (0.5, 0.5))
+    },
+    **{
+        f"CrossEntropy(ignore_index={value!r})": (
+            lambda value=value: fb.losses.CrossEntropy(ignore_index=value),
+            ["ignore_index=): expected an integer or None"],
+        )
+        for value in (1.0, "0", True, (1, 2))
+    },
+    "accuracy of mse": (
+        lambda: fb.Trainer(MODEL, "mse", metrics=["accuracy"]),
+        ["'accuracy'", "'mse'", "expected one of mse, mae, r2"],
+    ),
+    "top_3 of bce": (lambda: fb.Trainer(MODEL, "bce", metrics=["top_3"]), ["'top_3'", "'bce'", "expected one of"]),
+    "r2 of bce": (lambda: fb.Trainer(MODEL, "bce", metrics="r2"), ["'r2'", "'bce'"]),
+    "auc of poisson": (lambda: fb.Trainer(MODEL, "poisson", metrics="auc"), ["'auc'", "'poisson'", "counts"]),
+    "two lambdas": (
+        lambda: fb.Trainer(MODEL, "mse", metrics=[lambda y, z: 0, lambda y, z: 1]),
+        ["metrics: expected functions with names of their own", "<lambda>"],
+    ),
+    "no name": (lambda: fb.Trainer(MODEL, "mse", metrics=functools.partial(max)), ["names of their own", "None"]),
+    **{
+        f"named {name}": (
+            lambda name=name: fb.Trainer(MODEL, "mse", metrics=_named(name)),
+            ["names of their own", name],
+        )
+        for name in ("loss", "accuracy", "val_own", "lr")
+    },
     "mae of classes": (lambda: fb.Trainer(MODEL, "cross_entropy", metrics=["mae"]), ["'mae'", "'cross_entropy'"]),
     "metrics=5": (lambda: fb.Trainer(MODEL, "mse", metrics=5), ["metrics: expected", "5"]),
 }
@@ -1118,3 +1193,19 @@ def test_attributes_that_are_nearly_there():
         for name in ("zzzzzz", "__array__", "_parameter"):
             with pytest.raises(AttributeError, match=f"no attribute '{name}'$"):
                 getattr(owner, name)
+
+
+@backends
+@pytest.mark.parametrize(("loss", "far"), [("poisson", 200.0), ("tweedie", 500.0), ("gamma", -200.0)])
+def test_a_prediction_whose_exponential_overflows_is_a_divergence(backend, loss, far):
+    x, y = make_data(loss, N)
+    trainer = make_trainer(loss, backend=backend)
+    trainer.step(x, y)
+    trainer.model.weights[-1][1][2] = far
+    before = trainer.model.parameters.copy()
+    for call in (lambda: trainer.step(x, y), lambda: trainer.fit(x, y)):
+        with pytest.raises(fb.DivergenceError, match="loss: expected a finite number, got inf at step 2"):
+            call()
+        assert_same_bits(trainer.model.parameters, before)
+    trainer.model.weights[-1][1][2] = 0
+    assert np.isfinite(trainer.step(x, y))

@@ -126,6 +126,16 @@ KNOWN_LOSSES = [
     ("cross_entropy", {}, [0, 0], [0.25, 0.75], LN2, [0.25, -0.25]),
     ("bce", {}, [0, math.log(3)], [1, 0], (LN2 + math.log(4)) / 2, [-0.25, 0.375]),
     ("bce", {"pos_weight": [2.0, 1.0]}, [0, 0], [1, 0], 1.5 * LN2, [-0.5, 0.25]),
+    ("quantile", {}, [1, 4], [3, 3], 0.75, [-0.25, 0.25]),
+    ("quantile", {"q": 0.9}, [1, 4], [3, 3], (1.8 + 0.1) / 2, [-0.45, 0.05]),
+    ("quantile", {"q": 0.9}, [3, 4], [3, 3], 0.05, [0, 0.05]),
+    ("poisson", {}, [0, LN2], [3, 0], (1 + 2) / 2, [-1, 1]),
+    ("poisson", {}, [LN2, LN2], [2, 3], (4 - 5 * LN2) / 2, [0, -0.5]),
+    ("tweedie", {}, [0, 2 * LN2], [1, 0], (4 + 4) / 2, [0, 1]),
+    ("tweedie", {"power": 1.25}, [4 * LN2, 0], [16, 3], (32 + 32 / 3 + 12 + 4 / 3) / 2, [0, -1]),
+    ("gamma", {}, [0, LN2], [3, 1], (3 + 0.5 + LN2) / 2, [-1, 0.25]),
+    ("focal", {}, [0, 0], [1, 0], LN2 / 4, [-(0.5 + LN2) / 8, (0.5 + LN2) / 8]),
+    ("focal", {"gamma": 0, "alpha": 0.25}, [0, 0], [1, 0], LN2 / 2, [-0.0625, 0.1875]),
 ]
 
 
@@ -159,7 +169,12 @@ def test_loss_slope_is_the_difference_quotient(rng, name, labels):
         oracle.assert_within(da[:, k], exact, 1e-10, f"{name}: output {k}")
 
 
-@pytest.mark.parametrize("name", LOSS_NAMES)
+# whose exponentials end long before 1e4, and what does not punish the wrong by its margin
+LOG_LINK = [name for name in LOSS_NAMES if loss_variants(2)[name].log_link]
+FOCAL = [name for name in LOSS_NAMES if name.startswith("focal")]
+
+
+@pytest.mark.parametrize("name", [name for name in LOSS_NAMES if name not in (*LOG_LINK, *FOCAL)])
 def test_loss_is_convex_and_finite_far_out(name):
     row = loss_variants(2)[name]
     with np.errstate(all="raise", under="ignore"):
@@ -173,6 +188,85 @@ def test_loss_is_convex_and_finite_far_out(name):
                 smoothing = row.parameter
                 assert (value[0] > 1) == (smoothing > 0)
                 assert value[1] > 0.4 * size
+
+
+@pytest.mark.parametrize("name", FOCAL)
+def test_focal_loss_far_out(name):
+    """Right and sure costs nothing; wrong and sure the margin, times the weight of the class."""
+    row = loss_variants(2)[name]
+    positive, negative = (1, 1) if row.alpha is None else (row.alpha, 1 - row.alpha)
+    with np.errstate(all="raise", under="ignore"):
+        for size in (100.0, 1e4):
+            a = np.array([[size, -size], [-size, size]])
+            value, da, _ = row.rows(a, np.array([[1.0, 0], [1, 0]]))
+            assert value == pytest.approx([0, size * (positive + negative) / 2], rel=1e-12, abs=1e-20)
+            assert da == pytest.approx(np.array([[0, 0], [-positive / 2, negative / 2]]), rel=1e-12, abs=1e-20)
+
+
+@pytest.mark.parametrize("name", LOG_LINK)
+def test_log_links_are_finite_to_80_and_lowest_at_the_target(subject, name):
+    row = loss_variants(1)[name]
+    a = np.linspace(-80, 80, 321, dtype=np.float32)[:, None]
+    for y in (1.0, 1e-3, 100.0, *([0.0] if row.targets == "counts" else [])):
+        target, da = np.full_like(a, y), np.empty_like(a)
+        value = [SUBJECTS[subject].loss(a[i : i + 1], target[:1], row, None, da[i : i + 1]).loss for i in range(len(a))]
+        assert np.isfinite(value).all()
+        assert np.isfinite(da).all()
+        assert (da[np.exp(a, dtype=np.float64) > y * 1.0001] > 0).all()
+        assert (da[np.exp(a, dtype=np.float64) < y * 0.9999] < 0).all()
+
+
+@pytest.mark.parametrize("name", LOG_LINK)
+@pytest.mark.parametrize("y", [0.0, 2.0])
+def test_log_links_further_out(subject, name, y):
+    """The loss is its true value, or infinite where float32 cannot hold that: never NaN, so that a step can stop."""
+    row = loss_variants(1)[name]
+    if y == 0 and row.targets == "positive":
+        return
+    for size in (-1e30, -1e3, -300, 300, 1e3, 1e30):
+        a, da = np.array([[size]], np.float32), np.empty((1, 1), np.float32)
+        got = SUBJECTS[subject].loss(a, np.full_like(a, y), row, None, da).loss
+        with np.errstate(over="ignore"):
+            exact = row.rows(a.astype(np.float64), np.array([[y]]))[0][0]
+        assert got == (pytest.approx(exact, rel=1e-4, abs=1e-37) if abs(exact) < 3e38 else np.inf)
+
+
+def test_limits_of_families():
+    """Tweedie between Poisson and gamma, focal of gamma 0, quantile 0.5 of mae: the same numbers another way."""
+    rng = np.random.default_rng(0)
+    a, y, hit = rng.standard_normal((50, 3)), rng.gamma(2, size=(50, 3)), rng.integers(0, 2, (50, 3)).astype(float)
+    pairs = [
+        (fb.losses.Tweedie(1 + 1e-9), fb.losses.Poisson(), y, 1e-7),
+        (fb.losses.Tweedie(2 - 1e-9), fb.losses.Gamma(), y, 1e-7),
+        (fb.losses.Focal(gamma=0), fb.losses.BCE(), hit, 1e-14),
+    ]
+    for ours, theirs, target, room in pairs:
+        assert ours.rows(a, target)[1] == pytest.approx(theirs.rows(a, target)[1], rel=room, abs=room)
+    half = [0.5 * part for part in fb.losses.MAE().rows(a, y)[:2]]
+    for got, expected in zip(fb.losses.Quantile(0.5).rows(a, y), half):
+        assert got == pytest.approx(expected, rel=1e-14)
+    weighted = fb.losses.Focal(gamma=0, alpha=0.25).rows(a, hit)[0]
+    assert weighted == pytest.approx(0.75 * fb.losses.BCE(pos_weight=1 / 3).rows(a, hit)[0], rel=1e-14)
+
+
+@pytest.mark.parametrize("row", [fb.losses.Poisson(), fb.losses.Gamma(), fb.losses.Tweedie(1.3)])
+def test_deviances_of_scikit_learn(row):
+    """Differences between two predictions, in which terms of y alone go: sklearn's deviances are twice the loss."""
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(1)
+    y = rng.gamma(2, size=(40, 1))
+    power = {"poisson": 1, "gamma": 2, "tweedie": row.parameter}[row.name]
+    a, b = rng.standard_normal((2, 40, 1))
+    ours = [row.rows(z, y)[0].mean() for z in (a, b)]
+    theirs = [metrics.mean_tweedie_deviance(y[:, 0], np.exp(z[:, 0]), power=power) for z in (a, b)]
+    assert 2 * (ours[0] - ours[1]) == pytest.approx(theirs[0] - theirs[1], rel=1e-10)
+
+
+def test_the_quantile_is_what_minimises_it():
+    y = np.random.default_rng(2).gamma(2, size=999)
+    for q in (0.05, 0.5, 0.9):
+        value = [fb.losses.Quantile(q).rows(np.full((999, 1), a), y[:, None])[0].sum() for a in np.sort(y)]
+        assert abs(np.argmin(value) / 999 - q) < 2e-3
 
 
 def test_share_is_the_label_weight():

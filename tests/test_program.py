@@ -131,15 +131,20 @@ STEPS = 12
 
 @parametrize(net_cases(FUSED))
 def test_run_equals_the_composition(case):
-    """Whole runs agree in norm and loss; not per element: under Adam a rounding-level gradient may change its sign."""
+    """Whole runs agree in norm and loss; not per element: under Adam a rounding-level gradient may change its sign.
+
+    An element that has met only such gradients moves by lr either way, and is left out.
+    """
     rows = STEPS * case.B - case.B // 2  # a ragged last batch
     order = rng_of(case.id).permutation(rows)
     fused, sums = run(case, case.feed(rows, order=order))
     composed, expected = run(replace(case, subject="reference"), case.feed(rows, order=order))
     plan, _, _ = case.program()
     assert int(fused[2][0]) == int(composed[2][0]) == STEPS
-    for name, tensor in oracle.tensors(plan, composed[0]).items():
-        oracle.assert_norm_close(oracle.tensors(plan, fused[0])[name], tensor, 2e-3, f"{case.id}: {name}")
+    root = np.sqrt(composed[1][1] if len(composed[1]) > 1 else np.ones(plan.num_parameters))
+    known = root >= 1e-4 * root.max()
+    for name, tensor in oracle.tensors(plan, composed[0] * known).items():
+        oracle.assert_norm_close(oracle.tensors(plan, fused[0] * known)[name], tensor, 2e-3, f"{case.id}: {name}")
     assert sums.loss == pytest.approx(expected.loss, rel=2e-4, abs=1e-6 * expected.weight)
     assert sums.weight == pytest.approx(expected.weight, rel=1e-6)
 

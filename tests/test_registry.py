@@ -128,7 +128,7 @@ def test_what_is_registered_can_be_found():
         assert cls.name == name
         assert isinstance(ops.get_loss(name), cls)
         assert getattr(fb.losses, cls.__name__) is cls
-        assert cls.targets in ("values", "classes", "binary")
+        assert cls.targets in ("values", "counts", "positive", "classes", "binary")
     for name, cls in ops.OPTIMIZERS.items():
         assert isinstance(ops.get_optimizer(name), cls)
         assert getattr(fb, cls.__name__) is cls

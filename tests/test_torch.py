@@ -43,10 +43,26 @@ OPTIMIZERS = {
     "adamw": (fb.AdamW, _ADAMW, {}),
     "adamw, decay": (fb.AdamW, _ADAMW, {"lr": 3e-3, "weight_decay": 0.1}),
 }  # fmt: skip
+
+
+class Pinball(torch.nn.Module):
+    """The quantile loss, which torch does not have."""
+
+    def __init__(self, q=0.5, reduction="mean"):
+        super().__init__()
+        self.q, self.reduction = q, reduction
+
+    def forward(self, z, y):
+        loss = torch.maximum(self.q * (y - z), (self.q - 1) * (y - z))
+        return loss.mean() if self.reduction == "mean" else loss
+
+
 LOSSES = {
     "mse": torch.nn.MSELoss,
     "cross_entropy": torch.nn.CrossEntropyLoss,
     "bce": torch.nn.BCEWithLogitsLoss,
+    "poisson": torch.nn.PoissonNLLLoss,
+    "quantile": Pinball,
 }
 ACTIVATIONS = {"relu": torch.nn.ReLU, "tanh": torch.nn.Tanh, "gelu": torch.nn.GELU, "silu": torch.nn.SiLU}
 
@@ -72,6 +88,8 @@ def _data(loss, dtype, rows=STEPS * BATCH, seed=0, inputs=SIZES[0]):
     x = rng.standard_normal((rows, inputs)).astype(dtype)
     if loss == "cross_entropy":
         return x, rng.integers(0, OUTPUTS, rows)
+    if loss == "poisson":
+        return x, rng.poisson(1.5, (rows, OUTPUTS)).astype(dtype)
     y = rng.standard_normal((rows, OUTPUTS))
     return x, (y > 0.3).astype(dtype) if loss == "bce" else y.astype(dtype)
 
@@ -187,11 +205,16 @@ def _gradient_bound(model, activation, loss, x, y, u):
         if not last:
             a, e_a = row.value(z), 1.13 * e_z + row.ulp * u * np.maximum(np.abs(row.value(z)), np.abs(z * slope))
     _, d, _ = ops.LOSSES[loss]().rows(z, y)
-    # slope of each loss: 2/O for mse, at most 1/(4 O) for bce; softmax moves by p (exp(2 e) - 1)
+    # slope of each loss: 2/O for mse, at most 1/(4 O) for bce, a jump for
+    # quantile, exp(z)/O for poisson; softmax moves by p (exp(2 e) - 1)
     if loss == "mse":
         e_d = 2 / OUTPUTS * e_z + 4 * u * np.abs(d)
     elif loss == "bce":
         e_d = e_z / (4 * OUTPUTS) + 8 * u / OUTPUTS
+    elif loss == "quantile":
+        e_d = (np.abs(z - y) <= e_z + u * (np.abs(z) + np.abs(y))) / OUTPUTS + 4 * u * np.abs(d)
+    elif loss == "poisson":
+        e_d = (np.exp(z) * (np.expm1(e_z) + 4 * u) + 4 * u * np.abs(d) * OUTPUTS + u * y) / OUTPUTS
     else:
         p = np.exp(z - z.max(axis=1, keepdims=True))
         e_d = p / p.sum(axis=1, keepdims=True) * np.expm1(2 * e_z.max(axis=1, keepdims=True)) + 16 * u
@@ -251,6 +274,22 @@ def test_the_gradient_bound_has_teeth(loss, activation):
 
 # -- losses with their options -------------------------------------------------------------------------------------
 
+
+def _plain(formula):
+    """A loss that torch does not have, as the mean of an elementwise formula of its tensors."""
+    return lambda z, y: formula(z, y).mean()
+
+
+def _focal(gamma, alpha=None):
+    def formula(z, y):
+        p, q = torch.sigmoid(z), torch.sigmoid(-z)
+        entropy = torch.nn.functional.binary_cross_entropy_with_logits(z, y, reduction="none")
+        one, zero = (1, 1) if alpha is None else (alpha, 1 - alpha)
+        return entropy * torch.where(y == 1, one * q**gamma, zero * p**gamma)
+
+    return _plain(formula)
+
+
 _W, _P = [0.5, 2.0, 1.0, 0.0, 3.0], [0.2, 1.0, 4.0, 0.0, 2.0]
 OPTIONS = {
     "mse": (fb.losses.MSE(), torch.nn.MSELoss()),
@@ -265,6 +304,15 @@ OPTIONS = {
     "bce, one pos_weight": (
         fb.losses.BCE(pos_weight=3.0), torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0, dtype=torch.float64)),
     ),
+    "quantile": (fb.losses.Quantile(), Pinball()),
+    "quantile 0.9": (fb.losses.Quantile(0.9), Pinball(0.9)),
+    "poisson": (fb.losses.Poisson(), torch.nn.PoissonNLLLoss()),
+    "tweedie 1.7": (
+        fb.losses.Tweedie(1.7), _plain(lambda z, y: y * torch.exp(-0.7 * z) / 0.7 + torch.exp(0.3 * z) / 0.3),
+    ),
+    "gamma": (fb.losses.Gamma(), _plain(lambda z, y: z + y * torch.exp(-z))),
+    "focal": (fb.losses.Focal(), _focal(2)),
+    "focal 0.5, alpha": (fb.losses.Focal(0.5, 0.2), _focal(0.5, 0.2)),
     "cross_entropy": (fb.losses.CrossEntropy(), torch.nn.CrossEntropyLoss()),
     "cross_entropy, weight": (
         fb.losses.CrossEntropy(weight=_W), torch.nn.CrossEntropyLoss(weight=torch.tensor(_W, dtype=torch.float64)),
@@ -283,7 +331,8 @@ OPTIONS = {
 @pytest.mark.parametrize(
     ("name", "targets"),
     [(name, "hard") for name in OPTIONS]
-    + [(name, "soft") for name, (ours, _) in OPTIONS.items() if ours.targets != "values"],
+    # what takes a share of either for a target between 0 and 1 in focal, nobody else says
+    + [(name, "soft") for name, (ours, _) in OPTIONS.items() if ours.targets == "classes" or ours.name == "bce"],
 )
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_losses_with_their_options(backend, dtype, name, targets, scale):
@@ -292,6 +341,10 @@ def test_losses_with_their_options(backend, dtype, name, targets, scale):
     a = (scale * rng.standard_normal((40, OUTPUTS))).astype(dtype)
     if ours.targets == "values":
         y = rng.standard_normal((40, OUTPUTS)).astype(dtype)
+    elif ours.log_link:
+        a = np.clip(a, -20, 20)
+        y = rng.gamma(1.0, size=(40, OUTPUTS)).astype(dtype)
+        y[::3] = 1 if ours.targets == "positive" else 0
     elif targets == "soft":
         y = rng.dirichlet(np.ones(OUTPUTS), 40).astype(dtype)
     else:
@@ -304,7 +357,9 @@ def test_losses_with_their_options(backend, dtype, name, targets, scale):
     assert value == pytest.approx(expected.item(), rel=40 * u)
     # a slope is a difference of numbers up to the largest weight: absolute, per element, in units of the mean's 1/B
     largest = max(1.0, *(ours.per_output or [1.0]), scale if name == "mse" else 1.0, ours.parameter)
-    assert np.abs(da - z.grad.numpy()).max() <= 40 * u * largest / 40
+    if ours.log_link:  # of exponentials whose arguments are rounded
+        largest = (1 + np.abs(a)) * (np.abs(z.grad.numpy()) * a.size + y * np.maximum(1, np.exp(-a.astype(float))))
+    assert np.all(np.abs(da - z.grad.numpy()) <= 40 * u * largest / 40)
     evaluated = fb.Trainer(fb.MLP([OUTPUTS, OUTPUTS], dtype=dtype), ours, backend=backend)
     evaluated.model.set_weights([(np.eye(OUTPUTS), np.zeros(OUTPUTS))])
     assert evaluated.evaluate(a, y)["loss"] == pytest.approx(expected.item(), rel=40 * u)
@@ -328,6 +383,41 @@ def test_sample_weights_are_a_weighted_mean(backend, dtype, loss):
     value, gradient = fb.Trainer(model, loss, backend=backend).gradients(x, y, weight)
     assert value == pytest.approx(expected.item(), rel=100 * U[dtype])
     assert difference(gradient, exact) < 100 * U[dtype]
+
+
+@both
+@pytest.mark.parametrize("index", [-100, 2])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weight", [None, _W])
+def test_ignored_labels(backend, dtype, index, smoothing, weight):
+    """torch's ignore_index, outside the classes and inside: value, gradient, evaluate, and a step."""
+    rng = np.random.default_rng(5)
+    x, y = _data("cross_entropy", dtype, rows=40, seed=3)
+    y[rng.random(40) < 0.3] = index
+    classes = None if weight is None else torch.tensor(weight, dtype=torch.float64)
+    criterion = torch.nn.CrossEntropyLoss(weight=classes, ignore_index=index, label_smoothing=smoothing)
+    ours = fb.losses.CrossEntropy(weight=weight, ignore_index=index, label_smoothing=smoothing)
+    model = _model("tanh", dtype)
+    module = _torch_twin(model, "tanh", "float64")
+    outputs = module(torch.from_numpy(x.astype(np.float64)))
+    outputs.retain_grad()
+    expected = criterion(outputs, torch.from_numpy(y))
+    expected.backward()
+    exact = np.concatenate([(p.grad.T if p.ndim == 2 else p.grad).numpy().ravel() for p in module.parameters()])
+    trainer = fb.Trainer(model, ours, fb.SGD(lr=0.5), backend=backend)
+    u, before = U[dtype], model.parameters.copy()
+    value, gradient = trainer.gradients(x, y)
+    assert value == pytest.approx(expected.item(), rel=100 * u)
+    assert difference(gradient, exact) < 100 * u
+    assert trainer.evaluate(x, y)["loss"] == pytest.approx(value, rel=100 * u)
+    value, da = kernels.loss(ours, outputs.detach().numpy().astype(dtype), y, backend=backend)
+    assert value == pytest.approx(expected.item(), rel=100 * u)
+    assert difference(da, outputs.grad.numpy()) < 100 * u
+    assert not da[y == index].any()
+    for _ in range(2):  # the second could take the fast path
+        model.parameters[:] = before
+        assert trainer.step(x, y) == pytest.approx(expected.item(), rel=100 * u)
+        assert difference(before - model.parameters, 0.5 * exact) < 1e4 * u
 
 
 # -- the table -----------------------------------------------------------------------------------------------------

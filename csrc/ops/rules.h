@@ -11,6 +11,31 @@ INLINE vec huber_value(vec e, vec delta)
     return select_(size <= delta, half * e * e, delta * (size - half * delta));
 }
 
+INLINE vec quantile_slope(vec e, vec below, vec above)
+{
+    const vec zero = {0};
+    return select_(e < zero, -below, select_(e > zero, above, e)); /* 0 and NaN as they are */
+}
+
+/* y e^x for y >= 0: 0 where y is, also where e^x is infinite. */
+INLINE vec times_exp_(vec y, vec x) { return select_(y > 0, y * exp_(x), (vec){0}); }
+
+/* With p = sigmoid(z): u = -ln(1 - p) and v = -ln p, so that (1 - p)^gamma = e^(-gamma u). */
+INLINE vec focal_value(vec z, vec y, vec positive, vec negative, vec gamma)
+{
+    const vec zero = {0}, one = set(1), tail = log1p_unit_(exp_(-abs_(z)));
+    const vec u = max_(z, zero) + tail, v = max_(-z, zero) + tail;
+    return positive * y * (exp_(-gamma * u) * v) + negative * (one - y) * (exp_(-gamma * v) * u);
+}
+
+INLINE vec focal_slope(vec z, vec y, vec positive, vec negative, vec gamma)
+{
+    const vec zero = {0}, one = set(1), tail = log1p_unit_(exp_(-abs_(z)));
+    const vec u = max_(z, zero) + tail, v = max_(-z, zero) + tail, p = sigmoid_(z), q = sigmoid_(-z);
+    return negative * (one - y) * (exp_(-gamma * v) * fma_(gamma * q, u, p)) -
+           positive * y * (exp_(-gamma * u) * fma_(gamma * p, v, q));
+}
+
 INLINE vec gelu_tanh_argument(vec z)
 {
     const vec scale = set((real)1.5957691216057308), cubic = set((real)0.044715); /* 2 sqrt(2 / pi) */

@@ -245,7 +245,7 @@ class FusedProgram:
             _hyper(plan.optimizer),
             plan.inputs,
             plan.outputs,
-            plan.loss.targets,
+            "masked" if plan.loss.ignored is not None else plan.loss.targets,
             share * self._flops_per_row,
             0.0 if share == _FORWARD else self._update_flops,
             threads.allowed,

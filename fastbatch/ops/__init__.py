@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..errors import ArgumentError, unknown_name
 from . import random
 from .activations import ACTIVATIONS, SYNONYMS, Activation
 from .initializers import AUTO, INITIALIZERS, Initializer
 from .losses import LOSSES, Loss
-from .metrics import METRICS
+from .metrics import METRICS, Metric, custom, measure, top_k
 from .optimizers import OPTIMIZERS, SGD, Adam, Optimizer
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "get_loss",
     "get_metrics",
     "get_optimizer",
+    "measure",
     "random",
 ]
 
@@ -69,16 +70,30 @@ def get_optimizer(optimizer: str | Optimizer | None) -> Optimizer:
     return OPTIMIZERS[optimizer.lower()]()
 
 
-def get_metrics(names: str | Sequence[str], loss: Loss) -> dict:
-    """Metric functions by name; refuses one that is not defined for what the loss predicts."""
-    found = {}
-    for name in names if isinstance(names, (list, tuple)) else (names,):
-        if not isinstance(name, str) or name not in METRICS:
-            raise unknown_name("metrics", name, METRICS)
-        function, targets = METRICS[name]
-        if loss.targets not in targets:
+def get_metrics(metrics: str | Callable | Sequence[str | Callable], loss: Loss) -> dict[str, Metric]:
+    """Metrics by name; refuses one that is not defined for what the loss predicts.
+
+    "top_3" and the like are "top_k" for another k. A callable goes by its ``__name__``.
+    """
+    found: dict[str, Metric] = {}
+    for metric in metrics if isinstance(metrics, (list, tuple)) else (metrics,):
+        if callable(metric) and not isinstance(metric, type):
+            name = getattr(metric, "__name__", None)
+            taken = {*found, *METRICS, "loss", "lr", "batch_size", "grad_norm", "noise_scale", "time"}
+            if not isinstance(name, str) or name in taken or name.startswith("val_"):
+                raise ArgumentError(f"metrics: expected functions with names of their own, got {name!r} of {metric!r}")
+            found[name] = custom(metric)
+            continue
+        row = METRICS.get(metric) if isinstance(metric, str) else None
+        if row is None and isinstance(metric, str) and metric.startswith("top_") and metric[4:].isdecimal():
+            row = (top_k(int(metric[4:])), METRICS["top_k"][1]) if int(metric[4:]) else None
+        if row is None:
+            raise unknown_name("metrics", metric, METRICS)
+        if loss.targets not in row[1]:
+            fitting = ", ".join(name for name, (_, kinds) in METRICS.items() if loss.targets in kinds)
             raise ArgumentError(
-                f"metrics: {name!r} is not defined for loss {loss.name!r}, which predicts {loss.targets}"
+                f"metrics: {metric!r} is not defined for loss {loss.name!r}, which predicts {loss.targets}; "
+                f"expected one of {fitting}"
             )
-        found[name] = function
+        found[metric] = row[0]
     return found

@@ -1,8 +1,6 @@
-"""Losses: immutable descriptions, and in NumPy the value and slope of each sample.
+"""Losses: immutable descriptions, and in NumPy the value and slope of each sample; what a loss is, ``loss.py`` says.
 
-``rows(a, y)`` gives per-sample numbers that nothing has divided yet: the loss of each row, its gradient with respect to
-the row's outputs, and the row's share of the total weight. A batch with row weights r then has the loss
-``sum(r * loss) / sum(r * share)`` and the gradient ``r * da / sum(r * share)``. Definitions and keywords are torch's.
+Definitions and keywords are torch's where torch has the loss.
 """
 
 from __future__ import annotations
@@ -16,74 +14,24 @@ import numpy as np
 
 from ..errors import ArgumentError, named_fields
 from .activations import ACTIVATIONS
+from .loss import Loss, between, weights
 
-__all__ = ["BCE", "LOSSES", "MAE", "MSE", "CrossEntropy", "Huber", "Loss"]
+__all__ = [
+    "BCE",
+    "LOSSES",
+    "MAE",
+    "MSE",
+    "CrossEntropy",
+    "Focal",
+    "Gamma",
+    "Huber",
+    "Loss",
+    "Poisson",
+    "Quantile",
+    "Tweedie",
+]
 
 Array = np.ndarray
-
-
-@dataclass(frozen=True)
-class Loss:
-    """Base of every loss.
-
-    Attributes
-    ----------
-    name : str
-        The row of ``csrc/ops/losses.def``.
-    targets : {"values", "classes", "binary"}
-        What `y` holds: float values, class labels (or one distribution per row), numbers in [0, 1].
-    kinks : tuple of float
-        Values of ``a - y`` where the slope jumps.
-    """
-
-    name: ClassVar[str]
-    targets: ClassVar[str] = "values"
-    kinks: ClassVar[tuple[float, ...]] = ()
-
-    @property
-    def parameter(self) -> float:
-        """The one scalar that the loss is given, 0 where it has none."""
-        return 0.0
-
-    @property
-    def per_output(self) -> tuple[float, ...] | None:
-        """One weight per output, or None."""
-        return None
-
-    def rows(self, a: Array, y: Array) -> tuple[Array, Array, Array]:
-        """Value, slope and share of total weight of each sample.
-
-        Parameters
-        ----------
-        a : (B, O) ndarray
-            Outputs of the network.
-        y : (B, O) ndarray of a's dtype, or (B,) ndarray of int64 (labels, cross_entropy only)
-
-        Returns
-        -------
-        loss (B,), da (B, O), share (B,)
-        """
-        value, slope = self.elements(a, y)
-        return value.mean(axis=1), slope / a.dtype.type(a.shape[1]), np.ones(len(a), a.dtype)
-
-    def elements(self, a: Array, y: Array) -> tuple[Array, Array]:
-        """Value and slope element by element, for the losses that are a mean over elements."""
-        raise NotImplementedError
-
-    def probabilities(self, a: Array) -> Array:
-        """What the outputs say as probabilities; ArgumentError for a loss that has none."""
-        raise ArgumentError(
-            f"predict_proba: expected a model trained with cross_entropy or bce, this one was trained with {self.name}"
-        )
-
-
-def _weights(name: str, values) -> tuple[float, ...] | None:
-    if values is None:
-        return None
-    array = np.atleast_1d(np.asarray(values))
-    if array.ndim != 1 or array.dtype.kind not in "fiu" or not np.isfinite(array).all() or (array < 0).any():
-        raise ArgumentError(f"{name}: expected finite numbers >= 0, one per output, got {values!r}")
-    return tuple(array.tolist())
 
 
 @named_fields
@@ -146,8 +94,117 @@ class Huber(Loss):
 
 @named_fields
 @dataclass(frozen=True)
+class Quantile(Loss):
+    """Quantile (pinball) loss: ``q (y - a)`` where the target is above, ``(1 - q) (a - y)`` where it is below.
+
+    What minimises it is the q-quantile of y (Koenker and Bassett 1978); q = 0.5 is half of mae. Slope 0 at 0.
+
+    Parameters
+    ----------
+    q : float, default 0.5
+
+    Raises
+    ------
+    ArgumentError
+        For q outside (0, 1).
+    """
+
+    name: ClassVar[str] = "quantile"
+    kinks: ClassVar[tuple[float, ...]] = (0.0,)
+    q: float = 0.5
+
+    def __post_init__(self) -> None:
+        between("Quantile(q=)", self.q, 0, 1)
+
+    @property
+    def parameter(self) -> float:
+        return float(self.q)
+
+    def elements(self, a: Array, y: Array) -> tuple[Array, Array]:
+        e, q = a - y, a.dtype.type(self.q)
+        rest = a.dtype.type(1 - self.q)
+        return e * np.where(e < 0, -q, rest), np.where(e < 0, -q, np.where(e > 0, rest, e))
+
+
+@named_fields
+@dataclass(frozen=True)
+class Poisson(Loss):
+    """Poisson negative log-likelihood of counts, ``exp(a) - y a``, without terms of y alone.
+
+    The outputs are the logarithm of the mean: torch.nn.PoissonNLLLoss with its defaults. Targets are >= 0.
+    """
+
+    name: ClassVar[str] = "poisson"
+    targets: ClassVar[str] = "counts"
+    log_link: ClassVar[bool] = True
+
+    def elements(self, a: Array, y: Array) -> tuple[Array, Array]:
+        mean = np.exp(a)
+        return mean - y * a, mean - y
+
+
+@named_fields
+@dataclass(frozen=True)
+class Tweedie(Loss):
+    """Tweedie deviance for targets >= 0 with a mass at 0: half of it, without terms of y alone.
+
+    ``y exp((1 - p) a) / (p - 1) + exp((2 - p) a) / (2 - p)`` with outputs that are the logarithm of the mean, from the
+    unit deviance of Jorgensen, "Exponential dispersion models" (1987). scikit-learn's tweedie_deviance is twice that.
+
+    Parameters
+    ----------
+    power : float, default 1.5
+        p: the variance is proportional to mean^p. Poisson is the limit 1, Gamma the limit 2.
+
+    Raises
+    ------
+    ArgumentError
+        For power outside (1, 2).
+    """
+
+    name: ClassVar[str] = "tweedie"
+    targets: ClassVar[str] = "counts"
+    log_link: ClassVar[bool] = True
+    power: float = 1.5
+
+    def __post_init__(self) -> None:
+        between("Tweedie(power=)", self.power, 1, 2, " (Poisson() is 1, Gamma() is 2)")
+
+    @property
+    def parameter(self) -> float:
+        return float(self.power)
+
+    def elements(self, a: Array, y: Array) -> tuple[Array, Array]:
+        g, h = a.dtype.type(self.power - 1), a.dtype.type(2 - self.power)
+        # 0 where y is, also where the exponential is infinite
+        below = np.multiply(y, np.exp(-g * a), out=np.zeros_like(a), where=y > 0)
+        above = np.exp(h * a)
+        return below / g + above / h, above - below
+
+
+@named_fields
+@dataclass(frozen=True)
+class Gamma(Loss):
+    """Gamma negative log-likelihood with unit shape, ``y exp(-a) + a``: half of the deviance, without terms of y alone.
+
+    The outputs are the logarithm of the mean. Targets are > 0. The limit of Tweedie for power 2.
+    """
+
+    name: ClassVar[str] = "gamma"
+    targets: ClassVar[str] = "positive"
+    log_link: ClassVar[bool] = True
+
+    def elements(self, a: Array, y: Array) -> tuple[Array, Array]:
+        ratio = y * np.exp(-a)
+        return a + ratio, 1 - ratio
+
+
+@named_fields
+@dataclass(frozen=True)
 class CrossEntropy(Loss):
     """Cross entropy of a softmax over logits, torch.nn.CrossEntropyLoss.
+
+    Targets are labels or distributions; with `ignore_index` labels only.
 
     Parameters
     ----------
@@ -155,24 +212,32 @@ class CrossEntropy(Loss):
         One weight per class. With integer labels the mean divides by the sum of the weights of the labels.
     label_smoothing : float, default 0.0
         Share of the target spread evenly over all K classes.
+    ignore_index : int, optional
+        Rows with this label, which need not be a class, count as rows of weight 0: nothing in the gradient, nothing in
+        the total that the mean divides by, nothing in metrics. torch's default of -100 has to be asked for.
 
     Raises
     ------
     ArgumentError
-        For a negative or non-finite weight, or label_smoothing outside [0, 1].
+        For a negative or non-finite weight, label_smoothing outside [0, 1], or an ignore_index that is no integer.
     """
 
     name: ClassVar[str] = "cross_entropy"
     targets: ClassVar[str] = "classes"
     weight: tuple[float, ...] | None = None
     label_smoothing: float = 0.0
+    ignore_index: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weight", _weights("CrossEntropy(weight=)", self.weight))
+        object.__setattr__(self, "weight", weights("CrossEntropy(weight=)", self.weight))
         if not (isinstance(self.label_smoothing, Real) and 0 <= self.label_smoothing <= 1):
             raise ArgumentError(
                 f"CrossEntropy(label_smoothing=): expected a number in [0, 1], got {self.label_smoothing!r}"
             )
+        index = self.ignore_index
+        if index is not None and (isinstance(index, bool) or not isinstance(index, (int, np.integer))):
+            raise ArgumentError(f"CrossEntropy(ignore_index=): expected an integer or None, got {index!r}")
+        object.__setattr__(self, "ignore_index", None if index is None else int(index))
 
     @property
     def parameter(self) -> float:
@@ -181,6 +246,10 @@ class CrossEntropy(Loss):
     @property
     def per_output(self) -> tuple[float, ...] | None:
         return self.weight
+
+    @property
+    def ignored(self) -> int | None:
+        return self.ignore_index
 
     def rows(self, a: Array, y: Array) -> tuple[Array, Array, Array]:
         k = a.shape[1]
@@ -224,7 +293,7 @@ class BCE(Loss):
     pos_weight: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "pos_weight", _weights("BCE(pos_weight=)", self.pos_weight))
+        object.__setattr__(self, "pos_weight", weights("BCE(pos_weight=)", self.pos_weight))
 
     @property
     def per_output(self) -> tuple[float, ...] | None:
@@ -240,4 +309,59 @@ class BCE(Loss):
         return ACTIVATIONS["sigmoid"].value(a)
 
 
-LOSSES: dict[str, type[Loss]] = {cls.name: cls for cls in (MSE, MAE, Huber, CrossEntropy, BCE)}
+@named_fields
+@dataclass(frozen=True)
+class Focal(Loss):
+    """Focal loss on logits: binary cross entropy in which what is right already counts little, mean over elements.
+
+    ``-(1 - p)^gamma ln p`` for a positive, ``-p^gamma ln(1 - p)`` for a negative, p = sigmoid(a); a target between 0
+    and 1 takes its share of either. Lin et al., "Focal loss for dense object detection" (2017), arXiv:1708.02002.
+
+    Parameters
+    ----------
+    gamma : float, default 2.0
+        0 is bce.
+    alpha : float, optional
+        Weight of positives; that of negatives is 1 - alpha. By default both are 1.
+
+    Raises
+    ------
+    ArgumentError
+        For gamma < 0 or not finite, or alpha outside (0, 1).
+    """
+
+    name: ClassVar[str] = "focal"
+    targets: ClassVar[str] = "binary"
+    gamma: float = 2.0
+    alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.gamma, Real) and math.isfinite(self.gamma) and self.gamma >= 0):
+            raise ArgumentError(f"Focal(gamma=): expected a finite number >= 0, got {self.gamma!r}")
+        if self.alpha is not None:
+            between("Focal(alpha=)", self.alpha, 0, 1)
+
+    @property
+    def parameter(self) -> float:
+        return float(self.gamma)
+
+    @property
+    def per_output(self) -> tuple[float, ...] | None:
+        return None if self.alpha is None else (float(self.alpha),)
+
+    def elements(self, a: Array, y: Array) -> tuple[Array, Array]:
+        real = a.dtype.type
+        positive, negative = (real(1),) * 2 if self.alpha is None else (real(self.alpha), real(1 - self.alpha))
+        gamma, tail = real(self.gamma), np.log1p(np.exp(-np.abs(a)))
+        u, v = np.maximum(a, 0) + tail, np.maximum(-a, 0) + tail  # -ln(1 - p) and -ln p
+        p, q = ACTIVATIONS["sigmoid"].value(a), ACTIVATIONS["sigmoid"].value(-a)
+        one, zero = positive * y * np.exp(-gamma * u), negative * (1 - y) * np.exp(-gamma * v)
+        return one * v + zero * u, zero * (gamma * q * u + p) - one * (gamma * p * v + q)
+
+    def probabilities(self, a: Array) -> Array:
+        return ACTIVATIONS["sigmoid"].value(a)
+
+
+LOSSES: dict[str, type[Loss]] = {
+    cls.name: cls for cls in (MSE, MAE, Huber, Quantile, Poisson, Tweedie, Gamma, CrossEntropy, BCE, Focal)
+}

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..errors import ArgumentError, named_keywords
 
 if TYPE_CHECKING:
@@ -151,7 +153,8 @@ class ProgressBar(Callback):
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         if not self.show_lines:
             return
-        numbers = "  ".join(f"{k} {v:.4f}" for k, v in logs.items() if k not in ("lr", "batch_size", "time"))
+        apart = ("lr", "batch_size", "time")
+        numbers = "  ".join(f"{k} {v:.4f}" for k, v in logs.items() if k not in apart and np.ndim(v) == 0)
         width = len(str(self._epochs))
         line = f"epoch {epoch + 1:{width}d}/{self._epochs}  {numbers}  {_duration(logs['time'])}"
         if self._bar is None:

@@ -73,7 +73,7 @@ def data_of(
 ) -> Data:
     inputs = inputs_of(model, x, names[0])
     targets = checks.as_targets(y, loss, len(inputs), model.output_size, model.dtype, names[1])
-    return Data(inputs, targets, checks.as_weight(weight, len(inputs), names[2]))
+    return Data(inputs, *checks.leave_out(targets, checks.as_weight(weight, len(inputs), names[2]), loss))
 
 
 @dataclass
@@ -128,8 +128,9 @@ def fit_data(
         data.rows, held_out = split_rows(given.y if labels is None else labels, validation_split, seed)
         data.validation = given.take(held_out)
     if class_weight is not None:
-        trained = given.y if isinstance(data.rows, int) else given.y[data.rows]
-        table = checks.class_table(class_weight, trained, loss, model.output_size)
+        index = slice(data.rows) if isinstance(data.rows, int) else data.rows
+        counted = None if given.weight is None else given.weight[index]
+        table = checks.class_table(class_weight, given.y[index], loss, model.output_size, counted)
         given.weigh(checks.class_factors(table, given.y, loss, "y"))
         if data.validation is not None:
             data.validation.weigh(checks.class_factors(table, data.validation.y, loss, "validation y"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,18 +15,10 @@ from .door import Data
 if TYPE_CHECKING:
     from .trainer import Trainer
 
-__all__ = ["evaluate", "metric_values"]
-
-Array = np.ndarray
+__all__ = ["evaluate"]
 
 
-def metric_values(
-    names: Sequence[str], loss: ops.Loss, outputs: Array, y: Array, weight: Array | None
-) -> dict[str, float]:
-    return {name: ops.METRICS[name][0](outputs, y, weight, loss) for name in names}
-
-
-def evaluate(trainer: Trainer, data: Data) -> dict[str, float]:
+def evaluate(trainer: Trainer, data: Data) -> dict:
     """See :meth:`fastbatch.Trainer.evaluate`."""
     loss, kernels, total = trainer.loss, get_backend(trainer.backend), Sums()
     outputs = predict_rows(trainer._program, data.x, trainer.model.output_size)
@@ -35,7 +26,6 @@ def evaluate(trainer: Trainer, data: Data) -> dict[str, float]:
         rows = slice(start, start + PREDICT_ROWS)
         block, part = outputs[rows], data.take(rows)
         total = total + kernels.loss(block, part.y, loss, part.weight, np.empty_like(block))
-    names = list(trainer.metrics)
-    if loss.targets in ops.METRICS["accuracy"][1] and "accuracy" not in names:
-        names.append("accuracy")
-    return {"loss": total.mean(), **metric_values(names, loss, outputs, data.y, data.weight)}
+    accuracy, kinds = ops.METRICS["accuracy"]
+    metrics = {**trainer.metrics, "accuracy": accuracy} if loss.targets in kinds else trainer.metrics
+    return {"loss": total.mean(), **ops.measure(metrics, outputs, data.y, data.weight, loss)}

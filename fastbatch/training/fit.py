@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import checks
+from .. import checks, ops
 from ..data.orders import epoch_order
 from ..protocol import Feed, Sums
 from .callbacks import Callback
 from .door import FitData
-from .evaluation import evaluate, metric_values
+from .evaluation import evaluate
 from .history import History
 
 if TYPE_CHECKING:
@@ -187,13 +187,13 @@ class Fit:
             self._lrs.fill(lr)
         return self._lrs[:steps]
 
-    def _results(self, trainer: Trainer, feed: Feed, data: FitData) -> dict[str, float]:
+    def _results(self, trainer: Trainer, feed: Feed, data: FitData) -> dict[str, Any]:
         """What history gets, but for the time."""
-        logs = {"loss": self.sums.mean()}
+        logs: dict[str, Any] = {"loss": self.sums.mean()}
         if feed.outputs is not None:
             index = slice(feed.rows) if feed.order is None else feed.order
             weight = None if feed.weight is None else feed.weight[index]
-            logs.update(metric_values(trainer.metrics, trainer.loss, feed.outputs, feed.y[index], weight))
+            logs.update(ops.measure(trainer.metrics, feed.outputs, feed.y[index], weight, trainer.loss))
         if data.validation is not None:
             logs.update({f"val_{name}": value for name, value in evaluate(trainer, data.validation).items()})
         logs.update(lr=trainer.optimizer.lr, batch_size=feed.batch)

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..errors import named_keywords
 
 if TYPE_CHECKING:
@@ -15,7 +17,10 @@ __all__ = ["History"]
 
 
 class History(dict[str, list]):
-    """A dict of lists, one entry per epoch: loss, val_loss, metrics, lr, batch_size, time (seconds)."""
+    """A dict of lists, one entry per epoch: loss, val_loss, metrics, lr, batch_size, time (seconds).
+
+    Entries are numbers, those of the metric "confusion" arrays.
+    """
 
     def append(self, logs: dict[str, float]) -> None:
         """Add one epoch."""
@@ -32,7 +37,9 @@ class History(dict[str, list]):
 
     @named_keywords
     def plot(self, path: str | os.PathLike | None = None):
-        """Learning curves: one panel for the loss and one for each metric, training and validation together.
+        """Learning curves: one panel for the loss and one for each metric that is a number.
+
+        Training and validation share a panel.
 
         Parameters
         ----------
@@ -48,7 +55,9 @@ class History(dict[str, list]):
         from matplotlib.ticker import MaxNLocator
 
         apart = {"lr", "batch_size", "time"}
-        names = [name for name in self if name not in apart and not name.startswith("val_")]
+        names = [
+            name for name in self if name not in apart and not name.startswith("val_") and np.ndim(self[name]) == 1
+        ]
         figure = Figure(figsize=(4.8 * max(1, len(names)), 3.4), layout="constrained")
         for axes, name in zip(figure.subplots(1, max(1, len(names)), squeeze=False)[0], names):
             for key, label, style in ((name, "training", "-"), (f"val_{name}", "validation", "--")):

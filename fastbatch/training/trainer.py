@@ -36,8 +36,10 @@ class Trainer:
     loss : str or Loss, default "cross_entropy"
     optimizer : str or Optimizer, optional
         Default ``Adam(lr=1e-3)``.
-    metrics : sequence of str, default ()
-        Reported per epoch beside the loss; "accuracy", "mse", "mae".
+    metrics : sequence of str or callable, default ()
+        Reported per epoch beside the loss: names of :mod:`fastbatch.ops.metrics` that fit the loss, or functions
+        ``f(y_true, y_pred) -> float`` of the targets and the last layer's outputs, reported under their names. Names
+        honour row weights; functions are not told of them. Rows of weight 0 are left out of both.
     backend : str, default "auto"
         "c", "reference", or the first that is available and supports the model.
     num_threads : int, optional
@@ -95,7 +97,7 @@ class Trainer:
         self.model = model
         self.loss = ops.get_loss(loss)
         self.optimizer = ops.get_optimizer(optimizer)
-        self.metrics = tuple(ops.get_metrics(metrics, self.loss))
+        self.metrics = ops.get_metrics(metrics, self.loss)
         self.num_threads = None if num_threads is None else checks.count("num_threads", num_threads)
         if precision not in PRECISIONS:
             raise unknown_name("Trainer(precision=)", precision, PRECISIONS)
@@ -336,7 +338,9 @@ class Trainer:
             data = self._data(x, y)
             self._forward_shape = None
             return gradient_norms(
-                self._program, Feed(data.x, data.y, batch=len(data.x)), [b is not None for _, b in self.model.weights]
+                self._program,
+                Feed(data.x, data.y, data.weight, batch=len(data.x)),
+                [b is not None for _, b in self.model.weights],
             )
 
     @named_keywords
@@ -404,13 +408,13 @@ class Trainer:
     # -- without training ----------------------------------------------------------------------------------------------
 
     @named_keywords
-    def evaluate(self, X, y, sample_weight=None) -> dict[str, float]:
+    def evaluate(self, X, y, sample_weight=None) -> dict:
         """Loss, the trainer's metrics and, for classification losses, accuracy; dropout is off, weights are honoured.
 
         Returns
         -------
         dict
-            ``{"loss": ..., "accuracy": ...}``
+            ``{"loss": ..., "accuracy": ...}``; "confusion" is an array, everything else a float.
         """
         with self._busy:
             data = data_of(self.model, self.loss, X, y, sample_weight, ("X", "y", "sample_weight"))
