@@ -1,5 +1,6 @@
 """Dense networks trained on mini-batches at the speed of the hardware."""
 
+from . import schedules
 from ._version import __version__
 from .backends import backends, set_backend
 from .errors import (
@@ -19,7 +20,19 @@ from .model import MLP, Sequential, load
 from .ops import losses
 from .ops.optimizers import SGD, Adam, AdamW
 from .threads import get_num_threads, set_num_threads
-from .training import Callback, History, LambdaCallback, ProgressBar, Trainer
+from .training import (
+    EMA,
+    Callback,
+    CSVLogger,
+    EarlyStopping,
+    History,
+    LambdaCallback,
+    ModelCheckpoint,
+    ProgressBar,
+    ReduceLROnPlateau,
+    TensorBoard,
+    Trainer,
+)
 
 from . import kernels  # isort: skip  (needs the backends, which program.py has set up by now)
 from .info import info  # isort: skip
@@ -28,6 +41,7 @@ from .threadpools import introduce as _introduce  # isort: skip
 _introduce(backends)
 
 __all__ = [
+    "EMA",
     "MLP",
     "SGD",
     "Activation",
@@ -36,6 +50,7 @@ __all__ = [
     "ArgumentError",
     "BackendError",
     "BusyError",
+    "CSVLogger",
     "Callback",
     "CheckpointError",
     "DTypeError",
@@ -43,12 +58,16 @@ __all__ = [
     "Dense",
     "DivergenceError",
     "Dropout",
+    "EarlyStopping",
     "FastbatchError",
     "History",
     "LambdaCallback",
+    "ModelCheckpoint",
     "ProgressBar",
+    "ReduceLROnPlateau",
     "Sequential",
     "ShapeError",
+    "TensorBoard",
     "Trainer",
     "__version__",
     "backends",
@@ -57,6 +76,7 @@ __all__ = [
     "kernels",
     "load",
     "losses",
+    "schedules",
     "set_backend",
     "set_num_threads",
 ]

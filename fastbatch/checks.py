@@ -33,6 +33,7 @@ __all__ = [
     "labels_of",
     "leave_out",
     "normalised",
+    "number",
     "seed",
     "weight_unit",
 ]
@@ -324,6 +325,13 @@ def count(where: str, value, expected: str = "an integer >= 1", least: int = 1) 
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise ArgumentError(f"{where}: expected {expected}, got {value!r}")
     return int(value)
+
+
+def number(where: str, value) -> float:
+    """A finite number >= 0."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not (math.isfinite(value) and float(value) >= 0):
+        raise ArgumentError(f"{where}: expected a finite number >= 0, got {value!r}")
+    return float(value)
 
 
 def fraction(where: str, value) -> float:

@@ -189,4 +189,4 @@ def update(optimizer: ops.Optimizer, p: Array, g, slots: Array, t: int, *, backe
     _apart("p", p, g=g, slots=slots)
     _apart("slots", slots, g=g)
     t = checks.count("t", t)
-    _backend(backend, dtype, optimizer=optimizer).update(optimizer, p, g, slots, t, optimizer.lr)
+    _backend(backend, dtype, optimizer=optimizer).update(optimizer, p, g, slots, t, optimizer.rate(t - 1))

@@ -709,6 +709,27 @@ UNKNOWN_KEYWORDS = {
     "model.save": (lambda **k: MODEL.save(**k), {"pth": "path"}),
     "model.set_weights": (lambda **k: MODEL.set_weights(**k), {"weight": "weights"}),
     "load": (lambda **k: fb.load(**k), {"pth": "path"}),
+    "schedules.Constant": (lambda **k: fb.schedules.Constant(**k), {"learning_rate": "lr"}),
+    "schedules.Step": (lambda **k: fb.schedules.Step(0.1, **k), {"step_size": None, "gama": "gamma"}),
+    "schedules.Exponential": (lambda **k: fb.schedules.Exponential(0.1, **k), {"gama": "gamma"}),
+    "schedules.Cosine": (lambda **k: fb.schedules.Cosine(0.1, **k), {"total_step": "total_steps", "eta_min": None}),
+    "schedules.Warmup": (lambda **k: fb.schedules.Warmup(5, **k), {"than": "then"}),
+    "schedules.OneCycle": (
+        lambda **k: fb.schedules.OneCycle(0.1, **k),
+        {"total_step": "total_steps", "div_facter": "div_factor"},
+    ),
+    "EarlyStopping": (
+        lambda **k: fb.EarlyStopping(**k),
+        {"patients": "patience", "restore_best": "restore_best_weights"},
+    ),
+    "ReduceLROnPlateau": (lambda **k: fb.ReduceLROnPlateau(**k), {"fctor": "factor", "coldown": "cooldown"}),
+    "ModelCheckpoint": (
+        lambda **k: fb.ModelCheckpoint("x", **k),
+        {"every_n_step": "every_n_steps", "save_best_only": None},
+    ),
+    "CSVLogger": (lambda **k: fb.CSVLogger("x", **k), {"apend": "append", "separator": None}),
+    "TensorBoard": (lambda **k: fb.TensorBoard(**k), {"logdir": "log_dir"}),
+    "EMA": (lambda **k: fb.EMA(**k), {"dekay": "decay"}),
     "LambdaCallback": (lambda **k: fb.LambdaCallback(**k), {"on_epoch_ends": "on_epoch_end", "zzz": None}),
     "ProgressBar": (lambda **k: fb.ProgressBar(**k), {"line": "lines"}),
     "History.plot": (lambda **k: fb.History().plot(**k), {"pth": "path"}),
@@ -739,11 +760,13 @@ def test_unknown_keywords(name, word, meant):
 
 def test_every_public_callable_is_in_the_table():
     """A new public class or function needs a row above."""
-    silent = {"Callback", "History", "backends", "get_num_threads", "info", "__version__", "kernels", "losses"}
+    modules = {"kernels", "losses", "schedules"}
+    silent = {"Callback", "History", "backends", "get_num_threads", "info", "__version__"} | modules
     errors = {name for name in fb.__all__ if name.endswith("Error")}
     assert {name for name in UNKNOWN_KEYWORDS if "." not in name} == set(fb.__all__) - silent - errors
-    for module, prefix in ((kernels, "kernels."), (fb.losses, "losses.")):
-        public = {prefix + name for name in module.__all__ if name not in ("LOSSES", "Loss")}
+    for module, prefix in ((kernels, "kernels."), (fb.losses, "losses."), (fb.schedules, "schedules.")):
+        apart = ("LOSSES", "Loss", "SCHEDULES", "Schedule")
+        public = {prefix + name for name in module.__all__ if name not in apart}
         assert public == {name for name in UNKNOWN_KEYWORDS if name.startswith(prefix)}
     methods = {f"Trainer.{name}" for name, value in vars(fb.Trainer).items() if callable(value) and name[0] != "_"}
     assert methods == {name for name in UNKNOWN_KEYWORDS if name.startswith("Trainer.")}

@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..errors import ArgumentError, named_fields
+from ..schedules import Schedule
 
 __all__ = ["OPTIMIZERS", "SGD", "Adam", "AdamW", "Optimizer"]
 
@@ -25,10 +26,11 @@ class Optimizer:
     """Base of every optimizer.
 
     A subclass states `rule` (the row of ``csrc/ops/optimizers.def`` that runs it),
-    `constants()` (the numbers that row asks for, by name) and `update`.
+    `constants()` (the numbers that row asks for, by name) and `update`. `lr` is a number or a schedule; what runs is
+    `rate` or `rates` of the update.
     """
 
-    lr: float = 1e-3
+    lr: float | Schedule = 1e-3
     rule: ClassVar[str]
 
     def __post_init__(self) -> None:
@@ -37,13 +39,15 @@ class Optimizer:
             if field.type == "bool":
                 if not isinstance(value, (bool, np.bool_)):
                     self._refuse(field.name, "True or False")
-            elif field.type == "float":
+            elif field.type.startswith("float"):
+                if field.name == "lr" and isinstance(value, Schedule):
+                    continue
                 if (
                     isinstance(value, bool)
                     or not isinstance(value, Real)
                     or not (math.isfinite(value) and float(value) >= 0)
                 ):
-                    self._refuse(field.name, "a finite number >= 0")
+                    self._refuse(field.name, "a finite number >= 0" + " or a schedule" * (field.name == "lr"))
             elif not (
                 isinstance(value, (tuple, list))
                 and len(value) == 2
@@ -53,6 +57,14 @@ class Optimizer:
 
     def _refuse(self, name: str, expected: str) -> None:
         raise ArgumentError(f"{type(self).__name__}({name}=): expected {expected}, got {getattr(self, name)!r}")
+
+    def rate(self, t: int) -> float:
+        """Learning rate of update `t`, counted from 0."""
+        return self.lr(t) if isinstance(self.lr, Schedule) else float(self.lr)
+
+    def rates(self, first: int, count: int) -> Array:
+        """Learning rates of the updates `first` .. `first + count - 1`, (count,) float64."""
+        return self.lr.values(first, count) if isinstance(self.lr, Schedule) else np.full(count, float(self.lr))
 
     @property
     def slots(self) -> int:
@@ -75,7 +87,7 @@ class SGD(Optimizer):
 
     Parameters
     ----------
-    lr : float, default 1e-3
+    lr : float or Schedule, default 1e-3
     momentum : float, default 0
         ``buf = momentum * buf + (1 - dampening) * g``; the first update sets ``buf = g``.
     dampening : float, default 0
@@ -138,7 +150,7 @@ class Adam(Optimizer):
 
     Parameters
     ----------
-    lr : float, default 1e-3
+    lr : float or Schedule, default 1e-3
     betas : (float, float), default (0.9, 0.999)
         Decay of the running means of g and g^2.
     eps : float, default 1e-8

@@ -160,4 +160,4 @@ def hooks_of(callbacks: Sequence[Callback], verbose: int | str) -> list[Callback
         if not isinstance(hook, Callback):
             raise ArgumentError(f"callbacks: expected a list of fastbatch.Callback objects, got {hook!r}")
     bar = bar_for(verbose)
-    return hooks if bar is None else [*hooks, bar]
+    return sorted(hooks if bar is None else [*hooks, bar], key=lambda hook: hook.runs_last)

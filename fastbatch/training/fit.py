@@ -13,7 +13,8 @@ import numpy as np
 from .. import checks, ops
 from ..data.orders import epoch_order
 from ..protocol import Feed, Sums
-from .callbacks import Callback
+from ..schedules import Schedule
+from .callbacks import Callback, steps_to_stop
 from .door import FitData
 from .evaluation import evaluate
 from .history import History
@@ -100,7 +101,8 @@ class Fit:
         self.history = History()
         self.epoch = 0
         self.hooks: list[Callback] = []
-        self._lr, self._lrs = 0.0, np.empty(0)
+        self._source: tuple[float | Schedule, float] | None = None
+        self._first, self._lrs = 0, np.empty(0)
         self._rest()
 
     def _rest(self) -> None:
@@ -174,18 +176,23 @@ class Fit:
 
     def _chunk(self, trainer: Trainer, feed: Feed, last: int) -> None:
         before = trainer.steps
-        lrs = self._rates(trainer.optimizer.lr, last - self.step)
+        stop = steps_to_stop(self.hooks, before)
+        if stop is not None:
+            last = min(last, self.step + stop)
+        lrs = self._rates(trainer, last - self.step)
         try:
             trainer._program.run(feed, self.step, last, lrs, CHUNK, self.sums)
         finally:  # Ctrl-C is heard before the call can say how many steps were made; memory says it
             self.step += trainer.steps - before
 
-    def _rates(self, lr: float, steps: int) -> Array:
-        """The learning rate of each of the next `steps` updates."""
-        if len(self._lrs) < steps or self._lr != lr:
-            self._lr, self._lrs = lr, np.empty(steps)
-            self._lrs.fill(lr)
-        return self._lrs[:steps]
+    def _rates(self, trainer: Trainer, steps: int) -> Array:
+        """The learning rate of each of the next `steps` updates; those made ahead are kept for the next call."""
+        source, first = (trainer.optimizer.lr, trainer.lr_factor), trainer.steps
+        start = first - self._first if isinstance(trainer.optimizer.lr, Schedule) else 0
+        if self._source != source or not 0 <= start <= len(self._lrs) - steps:
+            self._source, self._first, start = source, first, 0
+            self._lrs = trainer.lr_factor * trainer.optimizer.rates(first, steps)
+        return self._lrs[start : start + steps]
 
     def _results(self, trainer: Trainer, feed: Feed, data: FitData) -> dict[str, Any]:
         """What history gets, but for the time."""
@@ -196,5 +203,5 @@ class Fit:
             logs.update(ops.measure(trainer.metrics, feed.outputs, feed.y[index], weight, trainer.loss))
         if data.validation is not None:
             logs.update({f"val_{name}": value for name, value in evaluate(trainer, data.validation).items()})
-        logs.update(lr=trainer.optimizer.lr, batch_size=feed.batch)
+        logs.update(lr=trainer._rate(max(trainer.steps - 1, 0)), batch_size=feed.batch)
         return logs

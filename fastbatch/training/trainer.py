@@ -64,6 +64,8 @@ class Trainer:
         Of the last fit, also after it was interrupted.
     stop_training : bool
         Set it in a callback to end the fit.
+    lr_factor : float
+        Multiplies every rate of the optimizer's lr; 1.0 until ReduceLROnPlateau or the user changes it.
     threads_used : int
         Threads that the last fit or step ran on.
     tile_rows : int
@@ -109,6 +111,7 @@ class Trainer:
         self.epochs = 0
         self.history = History()
         self.stop_training = False
+        self.lr_factor = 1.0
         self._slots = memory.zeros((self.optimizer.slots, model.num_parameters), model.dtype)
         self._steps = np.zeros(1, np.int64)
         self._gradient: Array | None = None  # what backward has added since the last update
@@ -142,6 +145,10 @@ class Trainer:
     @property
     def steps(self) -> int:
         return self._steps.item()
+
+    def _rate(self, t: int) -> float:
+        """Learning rate of update `t`, counted from 0."""
+        return self.lr_factor * self.optimizer.rate(t)
 
     @property
     def tile_rows(self) -> int:
@@ -251,7 +258,9 @@ class Trainer:
             Nothing has been changed then.
         """
         if sample_weight is None and self.model.loss is self.loss:  # the first step takes the careful path, and sets it
-            loss = self._program.fast_step(x, y, self.optimizer.lr)
+            lr = self.optimizer.lr  # looked at here, so that a plain number does not pay for a call
+            rate = self.lr_factor * lr if type(lr) is float else self._rate(self.steps)
+            loss = self._program.fast_step(x, y, rate)
             if loss is not None:
                 return loss
         with self._busy:
@@ -261,7 +270,7 @@ class Trainer:
             self._forward_shape = None
             sums = Sums()
             try:
-                self._program.run(feed, 0, 1, np.array([self.optimizer.lr]), 0.0, sums)
+                self._program.run(feed, 0, 1, np.array([self._rate(self.steps)]), 0.0, sums)
             except DivergenceError:
                 # looked at only now, so that a healthy step does not pay for it
                 checks.check_finite(data.x, "x", x)
@@ -403,7 +412,7 @@ class Trainer:
             gradient, self._gradient, self._gradient_rows = self._gradient, None, 0
             self._forward_shape = None
             self.model.loss = self.loss
-            self._program.update(gradient, 1.0, self.optimizer.lr)
+            self._program.update(gradient, 1.0, self._rate(self.steps))
 
     # -- without training ----------------------------------------------------------------------------------------------
 

@@ -1,85 +1,16 @@
-"""Callbacks: hooks between epochs and between chunks of steps. Absent callbacks cost nothing."""
+"""The progress bar, with tqdm where it is installed."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
+from ...errors import ArgumentError, named_keywords
+from ..monitor import numbers_of
+from .base import Callback, Logs
 
-from ..errors import ArgumentError, named_keywords
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
-
-__all__ = ["Callback", "LambdaCallback", "ProgressBar"]
-
-Logs = dict[str, float]
-
-
-class Callback:
-    """Base of every callback; each hook does nothing.
-
-    Weights read through the model's views are those after the last update; what a hook writes through them is what the
-    next step starts from. ``self.trainer.stop_training = True`` ends the fit after the hook.
-
-    Attributes
-    ----------
-    trainer : Trainer
-        Set before ``on_train_begin``.
-    """
-
-    trainer: Trainer
-
-    def on_train_begin(self) -> None: ...
-
-    def on_train_end(self) -> None:
-        """Also called when the fit ends by an exception."""
-
-    def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
-        """`epoch` counts from 0 within this fit; `logs` holds "epochs", "steps" (per epoch) and "batch_size"."""
-
-    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        """`logs` holds what history gets."""
-
-    def on_chunk_end(self, steps: int, logs: Logs) -> None:
-        """After every slice of about 50 ms: `steps` of this epoch are made, `logs["loss"]` is their mean loss."""
-
-
-class LambdaCallback(Callback):
-    """Callback from plain functions, given by the names of the hooks.
-
-    Parameters
-    ----------
-    on_train_begin, on_train_end : callable ()
-    on_epoch_begin, on_epoch_end : callable (epoch, logs)
-    on_chunk_end : callable (steps, logs)
-    """
-
-    @named_keywords
-    def __init__(
-        self,
-        *,
-        on_train_begin: Callable[[], object] | None = None,
-        on_train_end: Callable[[], object] | None = None,
-        on_epoch_begin: Callable[[int, Logs], object] | None = None,
-        on_epoch_end: Callable[[int, Logs], object] | None = None,
-        on_chunk_end: Callable[[int, Logs], object] | None = None,
-    ) -> None:
-        hooks = {
-            "on_train_begin": on_train_begin,
-            "on_train_end": on_train_end,
-            "on_epoch_begin": on_epoch_begin,
-            "on_epoch_end": on_epoch_end,
-            "on_chunk_end": on_chunk_end,
-        }
-        for name, hook in hooks.items():
-            if hook is not None:
-                if not callable(hook):
-                    raise ArgumentError(f"LambdaCallback({name}=): expected a callable, got {hook!r}")
-                setattr(self, name, hook)
+__all__ = ["ProgressBar", "bar_for"]
 
 
 class _PlainBar:
@@ -120,7 +51,7 @@ class ProgressBar(Callback):
     bar : bool, default True
         Draw the bar, to stderr.
     lines : bool, default False
-        Print one line per epoch, to stdout.
+        Print one line per epoch, to stdout; beside a bar those of epochs shorter than 0.1 s come together.
     """
 
     INTERVAL = 0.1
@@ -129,7 +60,8 @@ class ProgressBar(Callback):
     def __init__(self, *, bar: bool = True, lines: bool = False) -> None:
         self.show_bar, self.show_lines = bar, lines
         self._bar: Any = None  # tqdm's, or what stands in for it
-        self._drawn = 0.0
+        self._drawn = self._written = 0.0
+        self._waiting: list[str] = []  # lines that wait for their turn: one costs the bar 60 us
 
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
         self._epoch, self._epochs, self._steps = epoch, int(logs["epochs"]), int(logs["steps"])
@@ -137,11 +69,15 @@ class ProgressBar(Callback):
             self._bar = _make_bar(self._epochs * self._steps)
 
     def on_chunk_end(self, steps: int, logs: Logs) -> None:
+        if self._bar is None:
+            return
         now = time.monotonic()
-        if self._bar is not None and (now - self._drawn >= self.INTERVAL or self._last(steps)):
+        if now - self._drawn >= self.INTERVAL or self._last(steps):
             self._drawn = now
             self._move(steps, logs)
             self._bar.refresh()
+        if self._waiting and now - self._written >= self.INTERVAL:
+            self._write(now)
 
     def _move(self, steps: int, logs: Logs) -> None:
         self._bar.n = self._epoch * self._steps + steps
@@ -154,17 +90,27 @@ class ProgressBar(Callback):
         if not self.show_lines:
             return
         apart = ("lr", "batch_size", "time")
-        numbers = "  ".join(f"{k} {v:.4f}" for k, v in logs.items() if k not in apart and np.ndim(v) == 0)
+        numbers = "  ".join(f"{k} {v:.4f}" for k, v in numbers_of(logs).items() if k not in apart)
         width = len(str(self._epochs))
         line = f"epoch {epoch + 1:{width}d}/{self._epochs}  {numbers}  {_duration(logs['time'])}"
         if self._bar is None:
             print(line)
         else:
-            self._move(self._steps, logs)  # the line makes the bar redraw itself
-            self._bar.write(line)
+            self._waiting.append(line)
+            now = time.monotonic()
+            if now - self._written >= self.INTERVAL:
+                self._move(self._steps, logs)  # the lines make the bar redraw itself
+                self._write(now)
+
+    def _write(self, now: float) -> None:
+        self._written = now
+        self._bar.write("\n".join(self._waiting))
+        self._waiting.clear()
 
     def on_train_end(self) -> None:
         if self._bar is not None:
+            if self._waiting:
+                self._write(0.0)  # the next fit's first line at once
             self._bar.close()
             self._bar = None
 

@@ -1,0 +1,107 @@
+"""What a callback is: hooks between epochs and between chunks of steps. Absent callbacks cost nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import ArgumentError, named_keywords
+
+if TYPE_CHECKING:
+    from ..trainer import Trainer
+
+__all__ = ["Callback", "LambdaCallback", "Logs", "check_folder", "steps_to_stop"]
+
+Logs = dict[str, float]
+
+
+class Callback:
+    """Base of every callback; each hook does nothing.
+
+    Weights read through the model's views are those after the last update; what a hook writes through them is what the
+    next step starts from. ``self.trainer.stop_training = True`` ends the fit after the hook. An exception that a hook
+    raises ends the fit and comes out of it; the trainer stays valid.
+
+    Attributes
+    ----------
+    trainer : Trainer
+        Set before ``on_train_begin``.
+    every_n_steps : int or None
+        A chunk ends wherever ``trainer.steps`` is a multiple of it, whatever the time.
+    runs_last : bool
+        Called after the callbacks without it, so that it sees what they have made of the epoch.
+    """
+
+    trainer: Trainer
+    every_n_steps: int | None = None
+    runs_last = False
+
+    def on_train_begin(self) -> None:
+        """Start afresh: a callback serves several fits."""
+
+    def on_train_end(self) -> None:
+        """Also called when the fit ends by an exception."""
+
+    def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
+        """`epoch` counts from 0 within this fit; `logs` holds "epochs", "steps" (per epoch) and "batch_size"."""
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        """`logs` holds what history gets."""
+
+    def on_chunk_end(self, steps: int, logs: Logs) -> None:
+        """After every slice of about 50 ms: `steps` of this epoch are made, `logs["loss"]` is their mean loss."""
+
+    def get_state(self) -> dict[str, Any]:
+        """What a checkpoint must hold for the fit to go on as if it had not ended: JSON-able values and arrays."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`get_state` gave; called after the ``on_train_begin`` of a resumed fit."""
+
+
+class LambdaCallback(Callback):
+    """Callback from plain functions, given by the names of the hooks.
+
+    Parameters
+    ----------
+    on_train_begin, on_train_end : callable ()
+    on_epoch_begin, on_epoch_end : callable (epoch, logs)
+    on_chunk_end : callable (steps, logs)
+    """
+
+    @named_keywords
+    def __init__(
+        self,
+        *,
+        on_train_begin: Callable[[], object] | None = None,
+        on_train_end: Callable[[], object] | None = None,
+        on_epoch_begin: Callable[[int, Logs], object] | None = None,
+        on_epoch_end: Callable[[int, Logs], object] | None = None,
+        on_chunk_end: Callable[[int, Logs], object] | None = None,
+    ) -> None:
+        hooks = {
+            "on_train_begin": on_train_begin,
+            "on_train_end": on_train_end,
+            "on_epoch_begin": on_epoch_begin,
+            "on_epoch_end": on_epoch_end,
+            "on_chunk_end": on_chunk_end,
+        }
+        for name, hook in hooks.items():
+            if hook is not None:
+                if not callable(hook):
+                    raise ArgumentError(f"LambdaCallback({name}=): expected a callable, got {hook!r}")
+                setattr(self, name, hook)
+
+
+def check_folder(where: str, path: str | os.PathLike) -> None:
+    """ArgumentError unless the folder of `path` exists; asked before the work, not behind it."""
+    if not Path(path).absolute().parent.is_dir():
+        raise ArgumentError(f"{where}: expected a folder that exists, got {Path(path).parent}")
+
+
+def steps_to_stop(hooks: Iterable[Callback], steps: int) -> int | None:
+    """Updates from `steps` to the next one behind which a callback asks for the end of a chunk; None for no such."""
+    ahead = [hook.every_n_steps - steps % hook.every_n_steps for hook in hooks if hook.every_n_steps]
+    return min(ahead, default=None)
