@@ -183,7 +183,7 @@ typedef struct fb_tuner {
     int other;                 /* what it is being compared with; 0 when nothing is */
     int turn, stride, misses;  /* of the comparison */
     int upward;                /* next time compare with more threads, not fewer */
-    int64_t next;              /* time of the next comparison, ns */
+    int64_t clock, next;       /* time spent in steps so far, and when the next comparison is due, ns */
     double lost;               /* ns that the comparison has cost beyond the choice */
     double rate;               /* ns per row with the choice, when last seen; 0 when not yet */
     double rates[2][3];        /* of the comparison: choice, other */
@@ -206,7 +206,7 @@ typedef struct fb_stretch {
 fb_stretch fb_choose_threads(fb_tuner *tuner, int most, int64_t steps, int64_t batch, double flops,
                              int64_t now);
 /* What became of it: threads that ran, rows done, time taken. */
-void fb_report(fb_tuner *tuner, fb_stretch stretch, int threads, int64_t rows, int64_t ns, int64_t now);
+void fb_report(fb_tuner *tuner, fb_stretch stretch, int threads, int64_t rows, int64_t ns);
 
 /* -- programs (run.c) ----------------------------------------------------------------------------------------------- */
 typedef struct fb_network {

@@ -87,7 +87,7 @@ fb_outcome fb_run(const fb_network *net, char *arena, const fb_feed *feed, int64
         if (f.outcome.next == last && !tuned) break;
         const int64_t end = now_ns();
         if (tuned)
-            fb_report(tuner, stretch, used, (f.outcome.next - f.first) * feed->batch, end - now, end);
+            fb_report(tuner, stretch, used, (f.outcome.next - f.first) * feed->batch, end - now);
         now = end;
     } while (f.outcome.status == FB_OK && f.outcome.next < last && now < deadline);
     *sums = f.sums;

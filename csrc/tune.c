@@ -3,7 +3,8 @@
  * The number that the work suggests (fastbatch/threads.py) is the start and the bound. Then, about every PERIOD_NS, the
  * choice is compared with the next power of two below or above: PAIRS pairs of short stretches, interleaved, medians of ns
  * per row; the first stretch after each change of threads is not counted, since data have to move between caches. What a
- * comparison costs beyond the choice is at most 1 / SHARE of the time, or the next one waits.
+ * comparison costs beyond the choice is at most 1 / SHARE of the time, or the next one waits. Time is that of the program's
+ * own steps: one that runs for a moment now and then would otherwise do little but compare.
  *
  * Short stretches do not see the stalls of a thread that loses its CPU to a neighbour for 4 ms now and then, and all wait
  * for it. So the choice is held by its mean since the last comparison, too, and a new choice is on trial until the next
@@ -36,10 +37,10 @@ static double median(const double *x)
     return x[2] < low ? low : x[2] > high ? high : x[2];
 }
 
-static void settle(fb_tuner *tuner, int64_t now)
+static void settle(fb_tuner *tuner)
 {
     const double wait = SHARE * tuner->lost;
-    tuner->next = now + (wait > PERIOD_NS ? (int64_t)wait : PERIOD_NS);
+    tuner->next = tuner->clock + (wait > PERIOD_NS ? (int64_t)wait : PERIOD_NS);
     tuner->other = 0;
     tuner->ns = tuner->rows = 0;
 }
@@ -82,16 +83,16 @@ fb_stretch fb_choose_threads(fb_tuner *tuner, int most, int64_t steps, int64_t b
     if (tuner->former > most) tuner->former = 0;
     tuner->most = most;
     const double step = tuner->rate * (double)batch; /* ns */
-    if (step > 0 && !tuner->other && now >= tuner->next) {
+    if (step > 0 && !tuner->other && tuner->clock >= tuner->next) {
         if (passed(tuner)) start_comparison(tuner, step);
-        else settle(tuner, now);
+        else settle(tuner);
     }
     fb_stretch stretch = {tuner->threads, FB_WAKE_PARKED, INT64_MAX, INT64_MAX};
     /* the time alone does not say it: it may hold a helper's waking, and would then prove itself */
     if (flops > FB_WORTH_WAKING && (step == 0 || step * tuner->threads > WAKE_NS)) stretch.patience = FB_WAIT_FOR_PARKED;
     else if (steps == 1) stretch.patience = FB_TAKE_AWAKE;
     if (!tuner->other) {
-        if (step > 0) stretch.until = tuner->next;
+        if (step > 0) stretch.until = now + (tuner->next - tuner->clock);
         else stretch.steps = 1; /* the first ever */
         return stretch;
     }
@@ -102,19 +103,20 @@ fb_stretch fb_choose_threads(fb_tuner *tuner, int most, int64_t steps, int64_t b
     return stretch;
 }
 
-void fb_report(fb_tuner *tuner, fb_stretch stretch, int threads, int64_t rows, int64_t ns, int64_t now)
+void fb_report(fb_tuner *tuner, fb_stretch stretch, int threads, int64_t rows, int64_t ns)
 {
+    tuner->clock += ns;
     if (rows == 0) return;
     const double rate = (double)ns / (double)rows;
     const int as_asked = threads == stretch.threads;
     if (!tuner->other) {
-        if (tuner->rate == 0 && ns > SLOW_NS) tuner->next = now + SLOW_STEPS * ns;
+        if (tuner->rate == 0 && ns > SLOW_NS) tuner->next = tuner->clock + SLOW_STEPS * ns;
         if (as_asked || tuner->rate == 0) tuner->rate = rate;
         if (as_asked) tuner->ns += (double)ns, tuner->rows += (double)rows;
         return;
     }
     if (!as_asked) {
-        if (++tuner->misses == MISSES) settle(tuner, now);
+        if (++tuner->misses == MISSES) settle(tuner);
         return;
     }
     const int of_other = tuner->turn % 4 >= 2, counts = tuner->turn % 2;
@@ -132,5 +134,5 @@ void fb_report(fb_tuner *tuner, fb_stretch stretch, int threads, int64_t rows, i
             tuner->rate = other;
         }
     }
-    settle(tuner, now);
+    settle(tuner);
 }

@@ -90,7 +90,7 @@ cdef extern from "fastbatch.h" nogil:
         fb_patience patience
         int64_t steps, until
     fb_stretch fb_choose_threads(fb_tuner *, int, int64_t, int64_t, double, int64_t)
-    void fb_report(fb_tuner *, fb_stretch, int, int64_t, int64_t, int64_t)
+    void fb_report(fb_tuner *, fb_stretch, int, int64_t, int64_t)
     void fb_set_thread_policy(int, int)
     fb_outcome fb_run(const fb_network *, char *, const fb_feed *, int64_t, int64_t, const double *, int64_t, int,
                       fb_tuner *, fb_sums *)

@@ -15,11 +15,11 @@ cdef class Tuner:
         cdef fb_stretch stretch = fb_choose_threads(&self.sizes[self.size_of(batch)], most, steps, batch, flops, now)
         return stretch.threads, stretch.patience == FB_WAIT_FOR_PARKED, stretch.steps, stretch.until
 
-    def report(self, int64_t batch, int asked, int threads, int64_t steps, int64_t ns, int64_t now):
+    def report(self, int64_t batch, int asked, int threads, int64_t steps, int64_t ns):
         """What became of it."""
         cdef fb_stretch stretch
         stretch.threads = asked
-        fb_report(&self.sizes[self.size_of(batch)], stretch, threads, steps * batch, ns, now)
+        fb_report(&self.sizes[self.size_of(batch)], stretch, threads, steps * batch, ns)
 
 
 # -- the fast path: what can be used as it lies ------------------------------------------------------------------------

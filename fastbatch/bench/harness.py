@@ -1,6 +1,6 @@
 """Verify first, then warm up, then measure: samples of all contestants and thread counts take turns in one process.
 
-A sample is one shuffled epoch. Taking turns makes a slow minute of the machine hit all alike; the median counts, at the
+A sample is one shuffled epoch, a turn as many as TURN seconds take. Taking turns makes a slow minute of the machine hit all alike; the median counts, at the
 thread count that is best for the contestant on this workload. Whatever happens to a contestant is in its entry: times,
 or the reason why there are none.
 """
@@ -27,6 +27,8 @@ VERIFIED_STEPS = 3
 # Relative to a loss above 1, else absolute. Sums in another order move it by 1e-6, but one relu unit whose z is zero to
 # rounding, open here and shut there, moved it by 2e-4 within six steps (1024-2048-2048-1000, one unit in two million).
 TOLERANCE = 1e-3
+# Seconds that short epochs are repeated for in a turn: the first of them finds caches full of the contestant before.
+TURN = 0.03
 # Below this much work a second thread costs any contestant more than it gives.
 SHARED_FLOPS = 10**6
 
@@ -74,7 +76,7 @@ class _Entrant:
                 self.times[threads] = []
 
     def sample(self) -> None:
-        """One more epoch at each thread count; one that was twice as slow as another from the start gets no more."""
+        """One more turn at each thread count; one that was twice as slow as another from the start gets no more."""
         if all(self.times.values()):
             best = min(times[0] for times in self.times.values())
             for threads in [threads for threads, times in self.times.items() if times[0] > 2 * best]:
@@ -82,9 +84,14 @@ class _Entrant:
         for threads, run in self.runs.items():
             with self.contestant.limited(threads):
                 time.sleep(0.01)  # helpers of the one before stop spinning
-                start = time.perf_counter()
-                run.epoch()
-                self.times[threads].append(1e6 * (time.perf_counter() - start) / self.steps)
+                turn = time.perf_counter()
+                while True:  # short epochs several times: the first finds the caches full of the one before
+                    start = time.perf_counter()
+                    run.epoch()
+                    end = time.perf_counter()
+                    self.times[threads].append(1e6 * (end - start) / self.steps)
+                    if end - turn > TURN:
+                        break
 
     def entry(self) -> dict:
         best = min(self.times, key=lambda threads: statistics.median(self.times[threads]))
@@ -113,7 +120,7 @@ def measure(
     workload : Workload
     contestants : sequence of Contestant classes
     samples : int, default 5
-        Epochs per contestant and thread count.
+        Turns per contestant and thread count.
     peaks : dict, optional
         ``machine()["peak_gflops"]``, for the share of the roofline.
     progress : callable
