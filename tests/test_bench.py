@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import math
 import re
 import subprocess
@@ -156,8 +157,8 @@ def test_a_measurement_has_every_contestant_by_name():
     assert list(entries) == [c.name for c in field]
     for name in ("fastbatch", "NumPy"):
         best = entries[name]["samples"]["auto" if name == "fastbatch" else str(entries[name]["threads"])]
-        assert len(best) == 5
-        assert entries[name]["us"] == pytest.approx(sorted(best)[2], abs=2e-3)
+        assert len(best) > 5  # a turn is several of such short epochs
+        assert entries[name]["us"] == pytest.approx(statistics.median(best), abs=2e-3)
     assert entries["missing"] == {"error": "not installed"}
     assert entries["broken"]["error"] == "OSError: libnothing.so: cannot open"
     assert "computes something else" in entries["no training"]["error"]
