@@ -1,8 +1,8 @@
 """Verify first, then warm up, then measure: samples of all contestants and thread counts take turns in one process.
 
-A sample is one shuffled epoch, a turn as many as TURN seconds take. Taking turns makes a slow minute of the machine hit
-all alike; the median counts, at the thread count that is best for the contestant on this workload. Whatever happens to a
-contestant is in its entry: times, or the reason why there are none.
+A sample is one shuffled epoch, a turn as many as TURN seconds take. Taking turns makes a slow minute of the machine
+hit all alike; the median counts, at the thread count that is best for the contestant on this workload. Whatever happens
+to a contestant is in its entry: times, or the reason why there are none.
 """
 
 from __future__ import annotations
