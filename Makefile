@@ -27,7 +27,8 @@ build/$(1)/ulp: $$(DRIVER_DEPENDS) $$(wildcard $$(ACCURACY)/*)
 	mkdir -p $$(@D)/kernels
 	cp -r csrc/targets csrc/simd csrc/fastbatch.h $$(@D)
 	cp $$(ACCURACY)/table.inc $$(ACCURACY)/functions.def $$(@D)/kernels
-	$(2) $$(DRIVER_FLAGS) -I$$(@D) -I$$(@D)/kernels $$(ACCURACY)/ulp.c $$(@D)/targets/*.c -lm -pthread -o $$@
+	$(2) $$(DRIVER_FLAGS) -I$$(@D) -I$$(@D)/kernels $$(ACCURACY)/ulp_f64.c $$(@D)/targets/*_f64.c -lm -pthread -o $$@_f64
+	$(2) $$(DRIVER_FLAGS) -I$$(@D) -I$$(@D)/kernels $$(ACCURACY)/ulp.c $$(@D)/targets/*_f32.c -lm -pthread -o $$@
 endef
 $(eval $(call ulp_of,ulp,$$(CC)))
 $(eval $(call ulp_of,ulp-arm,$$(ARM_CC)))
@@ -51,13 +52,17 @@ test-driver: build/driver/driver  ## the kernels without Python: a C program jud
 test-arm: build/driver-arm/driver  ## the same on AArch64: aarch64-linux-gnu-gcc and qemu-aarch64-static
 	$(PYTHON) tests/drive.py $< $(ARM_EMULATOR)
 
-ulp: build/ulp/ulp  ## every float32 through every function of csrc/simd/math.h, into docs/accuracy.md (20 minutes)
+ulp: build/ulp/ulp  ## every float32, and samples of float64, through csrc/simd/math.h, into docs/accuracy.md (20 minutes)
 	$< 1 $$(nproc) >build/ulp/found.txt
-	$(PYTHON) $(ACCURACY)/document.py $$(uname -m) <build/ulp/found.txt
+	$(PYTHON) $(ACCURACY)/document.py $$(uname -m) float32 <build/ulp/found.txt
+	$<_f64 4000000 $$(nproc) >build/ulp/found_f64.txt
+	$(PYTHON) $(ACCURACY)/document.py $$(uname -m) float64 <build/ulp/found_f64.txt
 
-ulp-arm: build/ulp-arm/ulp  ## every 97th float32 on the emulated AArch64 targets, into the same page
+ulp-arm: build/ulp-arm/ulp  ## every 97th float32, fewer samples of float64, on the emulated AArch64 targets, into the same page
 	$(ARM_EMULATOR) $< 97 $$(nproc) >build/ulp-arm/found.txt
-	$(PYTHON) $(ACCURACY)/document.py aarch64 <build/ulp-arm/found.txt
+	$(PYTHON) $(ACCURACY)/document.py aarch64 float32 <build/ulp-arm/found.txt
+	$(ARM_EMULATOR) $<_f64 100000 $$(nproc) >build/ulp-arm/found_f64.txt
+	$(PYTHON) $(ACCURACY)/document.py aarch64 float64 <build/ulp-arm/found_f64.txt
 
 bench:  ## kernels, steps, epochs, predict, calls, import, with pytest-benchmark
 	$(PYTHON) -m pytest benchmarks --benchmark-only $(ARGS)

@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-#define TARGET(name, usable) extern const fb_kernels fb_##name##_f32;
+#define TARGET(name, usable) extern const fb_kernels fb_##name##_f32, fb_##name##_f64;
 #include "targets/targets.def"
 #undef TARGET
 #define BF16(name, missing) extern const fb_kernels fb_##name##_bf16;
@@ -14,10 +14,10 @@
 const fb_target *fb_targets(void)
 {
     static fb_target table[] = {
-#define TARGET(name, usable) {#name, 0, &fb_##name##_f32, NULL},
+#define TARGET(name, usable) {#name, 0, &fb_##name##_f32, &fb_##name##_f64, NULL},
 #include "targets/targets.def"
 #undef TARGET
-        {NULL, 0, NULL, NULL}};
+        {NULL, 0, NULL, NULL, NULL}};
     /* idempotent: threads that race here write the same values */
     fb_target *row = table;
 #define TARGET(name, probe) (row++)->usable = (probe);
@@ -56,10 +56,10 @@ static const char *amx_missing(void)
 const fb_target *fb_bf16_targets(void)
 {
     static fb_target table[] = {
-#define BF16(name, missing) {#name, 0, &fb_##name##_bf16, NULL},
+#define BF16(name, missing) {#name, 0, &fb_##name##_bf16, NULL, NULL},
 #include "targets/bf16.def"
 #undef BF16
-        {NULL, 0, NULL, NULL}};
+        {NULL, 0, NULL, NULL, NULL}};
     fb_target *row = table;
     (void)row;
 #define BF16(name, missing) row->reason = (missing), row->usable = !row->reason, row++;
@@ -75,4 +75,10 @@ const fb_target *fb_find_target(const char *name)
     for (const fb_target *t = fb_bf16_targets(); t->name; t++)
         if (strcmp(t->name, name) == 0) return t;
     return NULL;
+}
+
+const fb_kernels *fb_find_kernels(const char *target, const char *dtype)
+{
+    const fb_target *t = fb_find_target(target);
+    return !t ? NULL : strcmp(dtype, "float64") == 0 ? t->f64 : t->f32;
 }

@@ -125,8 +125,8 @@ typedef struct fb_kernels {
     double (*peak_value)(uint64_t bits);
     /* sums (n,) += `count` parts (n,), `stride` elements apart, one after the other; returns peak. */
     uint64_t (*fold)(int64_t n, int64_t count, const void *parts, int64_t stride, void *sums);
-    /* norms[r] = squared Euclidean norm of row r of x (rows, width): squares exact, summed in double in an order that
-     * depends on the width only. Relative error <= width 2^-53. 2 rows width flops. */
+    /* norms[r] = squared Euclidean norm of row r of x (rows, width): squares (of float32: exact) summed in double in an
+     * order that depends on the width only. Relative error <= gamma(width) of double. 2 rows width flops. */
     void (*row_norms)(int64_t rows, int64_t width, const void *x, int64_t ld, double *norms);
     /* Row r of x (rows, width) *= scale[r]. */
     void (*scale_rows)(int64_t rows, int64_t width, void *x, int64_t ld, const void *scale);
@@ -147,7 +147,7 @@ void fb_prepare(const fb_optimizer *optimizer, double lr, int64_t t, double *con
 typedef struct fb_target {
     const char *name;
     int usable;
-    const fb_kernels *f32;     /* elements are float32 */
+    const fb_kernels *f32, *f64; /* by dtype; NULL where there is none */
     const char *reason;        /* not NULL where a table of products in bfloat16 is not usable */
 } fb_target;
 /* Best last; NULL name at the end. */
@@ -156,6 +156,8 @@ const fb_target *fb_targets(void);
 const fb_target *fb_bf16_targets(void);
 /* Of either list by name, or NULL. */
 const fb_target *fb_find_target(const char *name);
+/* Its table for "float32" or "float64", or NULL. */
+const fb_kernels *fb_find_kernels(const char *target, const char *dtype);
 
 /* -- threads (pool.c) ----------------------------------------------------------------------------------------------- */
 typedef void (*fb_task)(void *context, int thread, int threads);

@@ -40,8 +40,8 @@ const char *const fb_optimizer_hyper[] = {
 #undef OPTIMIZER
     NULL};
 
-/* b^t for b <= 1 by squaring: about 2 log2(t) roundings in double, and no libm, whose bits differ between systems. What
- * 1 - b^t cannot feel counts as 0. */
+/* b^t for b <= 1 by squaring, within t 2^-53 relatively, which is what a rounding of b does to it; no libm, whose bits
+ * differ between systems. What 1 - b^t cannot feel counts as 0. */
 static double power(double b, int64_t t)
 {
     double result = 1;

@@ -58,7 +58,7 @@ static double row_weight(const fb_feed *feed, int64_t row)
     return feed->weight ? feed->weight[feed->order ? feed->order[row] : row] : 1;
 }
 
-/* A power of two that brings the weights of a step near 1, or 1 where float32 holds them as they are. Only their ratios
+/* A power of two that brings the weights of a step near 1, or 1 where any dtype holds them as they are. Only their ratios
  * matter within a step, and a power of two changes no bit of the result. */
 double fb_weight_unit(const fb_feed *feed, int64_t base, int64_t rows)
 {

@@ -21,6 +21,7 @@ cdef extern from "fastbatch.h" nogil:
         int64_t n
     ctypedef struct fb_kernels:
         const char *target
+        int64_t size
         int lanes, tile_rows, tile_vectors
         void (*dense_forward)(int64_t, int64_t, int64_t, const void *, int64_t, const void *, const void *, int, void *,
                               void *, int64_t) noexcept nogil
@@ -40,11 +41,10 @@ cdef extern from "fastbatch.h" nogil:
     ctypedef struct fb_target:
         const char *name
         int usable
-        const fb_kernels *f32
         const char *reason
     const fb_target *fb_targets()
     const fb_target *fb_bf16_targets()
-    const fb_target *fb_find_target(const char *)
+    const fb_kernels *fb_find_kernels(const char *, const char *)
     ctypedef struct fb_network:
         const fb_kernels *kernels
         const fb_stage *stages

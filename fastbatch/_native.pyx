@@ -40,9 +40,9 @@ def targets():
     return found
 
 
-def measure_peak(str target, int threads=1, int64_t loops=200_000):
+def measure_peak(str target, int threads=1, int64_t loops=200_000, str dtype="float32"):
     """GFLOP/s of multiply-adds in registers on `threads` threads together; NaN when the pool cannot give them."""
-    cdef const fb_kernels *k = fb_find_target(target.encode()).f32
+    cdef const fb_kernels *k = fb_find_kernels(target.encode(), dtype.encode())
     cdef double found
     with nogil:
         found = fb_measure_peak(k, threads, loops)

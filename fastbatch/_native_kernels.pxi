@@ -1,9 +1,9 @@
 cdef class Kernels:
-    """The kernel table of one target. Arrays are float32, C-contiguous, and trusted."""
+    """The kernel table of one target and dtype. Arrays are of this dtype, C-contiguous, and trusted."""
     cdef const fb_kernels *k
 
-    def __init__(self, str target):
-        self.k = fb_find_target(target.encode()).f32
+    def __init__(self, str target, str dtype="float32"):
+        self.k = fb_find_kernels(target.encode(), dtype.encode())
 
     @property
     def shape(self):

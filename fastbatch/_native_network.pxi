@@ -41,12 +41,16 @@ cdef bint _labels_in_range(const int64_t *labels, int64_t n, int64_t classes, in
     return good
 
 
-# Least and most of floats as targets; "values" may be anything, "masked" nothing. 1.4e-45 is the smallest above 0.
+# Least and most of floats as targets; "values" may be anything, "masked" nothing. 5e-324 is the smallest above 0.
 _RANGES = {"values": (-float("inf"), float("inf")), "classes": (0, 1), "binary": (0, 1), "counts": (0, float("inf")),
-           "positive": (1.4e-45, float("inf")), "masked": (1, 0)}
+           "positive": (5e-324, float("inf")), "masked": (1, 0)}
+
+ctypedef fused real:
+    float
+    double
 
 
-cdef bint _between(const float *y, int64_t n, float least, float most) noexcept nogil:
+cdef bint _between(const real *y, int64_t n, double least, double most) noexcept nogil:
     """False for NaN, too."""
     cdef int64_t i
     cdef bint good = True
@@ -61,7 +65,9 @@ cdef class Network:
     cdef object held, held_in_arena
     cdef int64_t inputs, outputs
     cdef bint takes_labels, takes_any
-    cdef float least, most
+    cdef double least, most
+    cdef int kind  # of the elements, and their bytes
+    cdef int64_t size
     cdef double flops_per_row, flops_per_step
     cdef object allowed, limit
     cdef Tuner tuner
@@ -85,7 +91,9 @@ cdef class Network:
         A step costs flops_per_row for each of its rows, and flops_per_step whatever their number.
         """
         self.held = (parameters, slots, steps, per_output)
-        self.net.kernels = fb_find_target(target.encode()).f32
+        self.net.kernels = fb_find_kernels(target.encode(), parameters.dtype.name.encode())
+        self.size = self.net.kernels.size
+        self.kind = cnp.NPY_FLOAT32 if self.size == sizeof(float) else cnp.NPY_FLOAT64
         self.net.parameters = _data(parameters)
         self.net.parameter_count = len(parameters)
         self.net.slots = _data(slots)
@@ -207,19 +215,21 @@ cdef class Network:
 
     cdef bint takes(self, object y, int64_t n, fb_feed *feed):
         """Whether `y` can be used as it lies, for `n` rows; then `feed` points to it."""
-        feed.y_stride = self.outputs * sizeof(float)
+        feed.y_stride = self.outputs * self.size
         if self.takes_labels and _plain(y, cnp.NPY_INT64, 1):
             feed.labels = self.labels
             return cnp.PyArray_DIM(<cnp.ndarray>y, 0) == n and _labels_in_range(
                 <const int64_t *>cnp.PyArray_DATA(<cnp.ndarray>y), n, self.outputs, self.labels)
-        if not _plain(y, cnp.NPY_FLOAT32, 2):
-            if self.takes_labels or self.outputs != 1 or not _plain(y, cnp.NPY_FLOAT32, 1):
+        if not _plain(y, self.kind, 2):
+            if self.takes_labels or self.outputs != 1 or not _plain(y, self.kind, 1):
                 return False
         elif cnp.PyArray_DIM(<cnp.ndarray>y, 1) != self.outputs:
             return False
         feed.y = <const char *>cnp.PyArray_DATA(<cnp.ndarray>y)
         return cnp.PyArray_DIM(<cnp.ndarray>y, 0) == n and (
-            self.takes_any or _between(<const float *>feed.y, n * self.outputs, self.least, self.most))
+            self.takes_any
+            or (_between(<const float *>feed.y, n * self.outputs, self.least, self.most) if self.kind == cnp.NPY_FLOAT32
+                else _between(<const double *>feed.y, n * self.outputs, self.least, self.most)))
 
     def fast_step(self, x, y, double lr):
         """See `Program.fast_step` of protocol.py."""
@@ -227,10 +237,10 @@ cdef class Network:
         cdef fb_sums sums
         cdef fb_outcome outcome
         cdef int threads
-        if not _plain(x, cnp.NPY_FLOAT32, 2) or cnp.PyArray_DIM(<cnp.ndarray>x, 1) != self.inputs:
+        if not _plain(x, self.kind, 2) or cnp.PyArray_DIM(<cnp.ndarray>x, 1) != self.inputs:
             return None
         feed.x = <const char *>cnp.PyArray_DATA(<cnp.ndarray>x)
-        feed.x_stride = self.inputs * sizeof(float)
+        feed.x_stride = self.inputs * self.size
         feed.rows = feed.batch = cnp.PyArray_DIM(<cnp.ndarray>x, 0)
         feed.y = feed.outputs = NULL
         feed.labels = feed.order = NULL
@@ -257,7 +267,7 @@ cdef class Network:
         """See `Program.fast_predict` of protocol.py."""
         cdef fb_feed feed
         cdef cnp.npy_intp shape[2]
-        if not _plain(x, cnp.NPY_FLOAT32, 2) or cnp.PyArray_DIM(<cnp.ndarray>x, 1) != self.inputs:
+        if not _plain(x, self.kind, 2) or cnp.PyArray_DIM(<cnp.ndarray>x, 1) != self.inputs:
             return None
         feed.rows = feed.batch = cnp.PyArray_DIM(<cnp.ndarray>x, 0)
         if not 0 < feed.rows <= self.rows or self.allowed(self.limit, feed.rows * self.flops_per_row) != 1:
@@ -266,9 +276,9 @@ cdef class Network:
         if spare is None:
             return None
         shape[0], shape[1] = feed.rows, self.outputs
-        outputs = cnp.PyArray_EMPTY(2, shape, cnp.NPY_FLOAT32, 0)
+        outputs = cnp.PyArray_EMPTY(2, shape, self.kind, 0)
         feed.x = <const char *>cnp.PyArray_DATA(<cnp.ndarray>x)
-        feed.x_stride = self.inputs * sizeof(float)
+        feed.x_stride = self.inputs * self.size
         feed.y = NULL
         feed.labels = feed.order = NULL
         feed.weight = NULL

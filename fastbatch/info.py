@@ -69,7 +69,7 @@ def info() -> Info:
     if wanted != "auto":
         why = "set_backend or environment FASTBATCH_BACKEND"
     elif chosen == "c":
-        why = "the compiled kernels; float32 models, float64 models run on reference"
+        why = "the compiled kernels, float32 and float64"
     else:
         why = "the compiled kernels are missing, see below; expect it to be 10 to 100 times slower"
     found = Info(

@@ -14,6 +14,7 @@ from .model import Sequential
 __all__ = ["STAGE_FIELDS", "Arena", "Plan", "Stage", "inference_arena", "make_plan", "training_arena"]
 
 # Parameters up to which activations are more to exchange between threads than gradients are: 32 KiB of float32, in L1.
+# Of float64 both are twice as much.
 SMALL_GRADIENT = 8192
 
 

@@ -90,16 +90,21 @@ def pairwise(**axes: Iterable) -> list[dict]:
     return cases
 
 
-def widths(subject: str) -> list[int]:
-    """Column counts at which lanes and tiles begin, end and run over."""
+def shape_of(subject: str, dtype: str) -> tuple[int, int, int]:
+    """Lanes, tile rows and tile vectors; of a backend without them any."""
     backend = SUBJECTS[subject]
-    lanes = getattr(backend, "lanes", 4)
-    tile = lanes * getattr(backend, "tile_vectors", 2)
+    return backend.shape(dtype) if hasattr(backend, "shape") else (4, 4, 2)
+
+
+def widths(subject: str, dtype: str) -> list[int]:
+    """Column counts at which lanes and tiles begin, end and run over."""
+    lanes, _, vectors = shape_of(subject, dtype)
+    tile = lanes * vectors
     return sorted({1, lanes - 1, lanes, lanes + 1, 2 * lanes, tile - 1, tile, tile + 1, *PRIMES} - {0})
 
 
-def batches(subject: str) -> list[int]:
-    tile = getattr(SUBJECTS[subject], "tile_rows", 4)
+def batches(subject: str, dtype: str) -> list[int]:
+    _, tile, _ = shape_of(subject, dtype)
     return sorted({1, tile - 1, tile, tile + 1, 2 * tile, *PRIMES} - {0})
 
 
@@ -145,8 +150,9 @@ class DenseCase:
 def dense_cases(verb: str, pairs: Iterable[tuple[str, str]] = PAIRS) -> list[DenseCase]:
     found = []
     for subject, dtype in pairs:
-        axes = {"activation": ops.ACTIVATIONS, "B": batches(subject), "I": widths(subject), "O": widths(subject)}
-        if not hasattr(SUBJECTS[subject], "tile_rows"):  # no tiles: each value once is enough
+        wide = widths(subject, dtype)
+        axes = {"activation": ops.ACTIVATIONS, "B": batches(subject, dtype), "I": wide, "O": wide}
+        if not hasattr(SUBJECTS[subject], "shape"):  # no tiles: each value once is enough
             n = max(map(len, axes.values()))
             rows = [{k: list(v)[(i * 5 + i // 7) % len(v)] for k, v in axes.items()} for i in range(4 * n)]
             rows = list({tuple(row.values()): row for row in rows}.values())
@@ -254,7 +260,11 @@ def loss_cases(pairs: Iterable[tuple[str, str]] = PAIRS) -> list[LossCase]:
         LossCase(subject, dtype, **row)
         for subject, dtype in pairs
         for row in pairwise(
-            loss=LOSS_NAMES, O=widths(subject), B=batches(subject), weighted=(False, True), labels=(True, False)
+            loss=LOSS_NAMES,
+            O=widths(subject, dtype),
+            B=batches(subject, dtype),
+            weighted=(False, True),
+            labels=(True, False),
         )
         # for the other kinds of target the two are one case
         if row["labels"] or row["loss"].startswith("cross_entropy")
@@ -306,7 +316,7 @@ def update_cases(pairs: Iterable[tuple[str, str]] = PAIRS) -> list[UpdateCase]:
     return [
         UpdateCase(subject, dtype, **row)
         for subject, dtype in pairs
-        for row in pairwise(optimizer=OPTIMIZERS, N=widths(subject), t=(1, 2, 1000))
+        for row in pairwise(optimizer=OPTIMIZERS, N=widths(subject, dtype), t=(1, 2, 1000))
     ]
 
 
@@ -325,6 +335,8 @@ NETS: dict[str, Layers] = {
     "twice": lambda act, o: (1, [D(5), P(0.5), P(0.25), D(6, bias=False), A(act), A(act), D(o)]),
     "six": lambda act, o: (3, [*(D(n, act) for n in (9, 8, 7, 13, 4)), D(o)]),
 }
+
+FLOAT64_NETS = ("dropout", "narrow")
 
 # beyond the blocks of the kernels, like BLOCKS; too large for every test
 LARGE_NETS: dict[str, Layers] = {"blocks": lambda act, o: (300, [D(530, act), D(200, act), D(o)])}
@@ -393,6 +405,7 @@ class NetCase:
 def net_cases(subjects: Iterable[str] = tuple(SUBJECTS)) -> list[NetCase]:
     """Every net with every activation, every activation with every loss, and so on for every two axes."""
     rows = pairwise(
+        dtype=DTYPES,
         activation=ops.ACTIVATIONS,
         loss=LOSS_NAMES,
         net=NETS,
@@ -402,15 +415,22 @@ def net_cases(subjects: Iterable[str] = tuple(SUBJECTS)) -> list[NetCase]:
         weighted=(False, True),
         labels=(True, False),
     )
+    # pairwise takes the first of equals, so that few are float64
+    rows += [{**row, "dtype": "float64"} for row in rows[::6]]
+    rows = list({tuple(row.values()): row for row in rows}.values())
     large = [
-        {"net": net, "activation": "tanh", "loss": "cross_entropy", "optimizer": "adam", "O": 10, "B": 300}
+        {"net": net, "activation": "tanh", "loss": "cross_entropy", "optimizer": "adam", "O": 10, "B": 300, "dtype": d}
         for net in LARGE_NETS
+        for d in DTYPES
     ]
     return [NetCase(subject, **row) for subject in subjects for row in rows + large]
 
 
 def few_nets(subjects: Iterable[str] = tuple(SUBJECTS), **fixed) -> list[NetCase]:
-    """One case per net, the other axes in turn: for properties that do not depend on the numbers."""
+    """One case per net, the other axes in turn: for properties that do not depend on the numbers.
+
+    Float32 all of them; float64, the same code, those of FLOAT64_NETS.
+    """
     acts = [name for name in ops.ACTIVATIONS if name != "identity"]
     return [
         NetCase(
@@ -418,8 +438,10 @@ def few_nets(subjects: Iterable[str] = tuple(SUBJECTS), **fixed) -> list[NetCase
             net,
             acts[i % len(acts)],
             **{"loss": LOSS_NAMES[i % len(LOSS_NAMES)], "optimizer": MAIN_OPTIMIZERS[i % len(MAIN_OPTIMIZERS)],
-               "weighted": i % 2 == 1, **fixed},
+               "weighted": i % 2 == 1, "dtype": dtype, **fixed},
         )
         for subject in subjects
+        for dtype in DTYPES
         for i, net in enumerate(NETS)
+        if dtype == "float32" or net in FLOAT64_NETS
     ]  # fmt: skip

@@ -147,12 +147,12 @@ def activate(act: ops.Activation, z: Array, ez: Array, dtype: str) -> tuple[Arra
         reach = np.where(reach > 0, reach + CURVATURE * ez, 0.0) if ez.any() else reach
         steep = np.where(np.isfinite(z), np.abs(z) * reach, 0.0)
         ulp = act.ulp * 2 * U[dtype] * np.maximum(np.abs(a) + reach * ez, steep)
-    return a, reach * ez + ulp + (TINY[dtype] * _reach(z) if act.ulp else 0.0)
+    return a, reach * ez + ulp + (TINY[dtype] * _reach(z, dtype) if act.ulp else 0.0)
 
 
-def _reach(z: Array) -> Array:
-    """1 + |z|: what an exponential that underflows is multiplied with; beyond 128 the product is far below TINY."""
-    return 1 + np.minimum(np.abs(z), 128.0)
+def _reach(z: Array, dtype: str) -> Array:
+    """1 + |z|: what an exponential that underflows is multiplied with; further out the product is far below TINY."""
+    return 1 + np.minimum(np.abs(z), 128.0 if dtype == "float32" else 1024.0)
 
 
 def slope(act: ops.Activation, saved: Array | None, esaved: Array | float, dtype: str) -> tuple[Array, Array]:
@@ -168,7 +168,7 @@ def slope(act: ops.Activation, saved: Array | None, esaved: Array | float, dtype
         d = act.slope(s)
         h = 1e-6 * np.maximum(1.0, np.abs(s))
         steep = np.abs(s) * np.abs(act.slope(s + h) - act.slope(s - h)) / (2 * h)
-        own = (act.ulp + 4) * 2 * U[dtype] * np.maximum(np.abs(d), steep) + TINY[dtype] * _reach(s) ** 2
+        own = (act.ulp + 4) * 2 * U[dtype] * np.maximum(np.abs(d), steep) + TINY[dtype] * _reach(s, dtype) ** 2
         moved = np.max([np.abs(act.slope(s + e) - d) for e in (-np.asarray(esaved), np.asarray(esaved))], axis=0)
         moved = moved + CURVATURE * np.square(esaved) * (moved > 0)
     return d, own + moved

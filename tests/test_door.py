@@ -124,15 +124,20 @@ def _assert_same(fast, careful):
     assert_same_trainer(copy.deepcopy(fast), copy.deepcopy(careful))
 
 
+def _as(dtype, a):
+    return a.astype(dtype) if a.dtype == np.float32 else a
+
+
 @pytest.mark.parametrize("name", TARGETS)
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_every_kind_of_targets_gives_the_bits_of_the_careful_path(name, optimizer):
+@pytest.mark.parametrize(("optimizer", "dtype"), [("sgd", "float32"), ("adam", "float32"), ("adam", "float64")])
+def test_every_kind_of_targets_gives_the_bits_of_the_careful_path(name, optimizer, dtype):
     loss, outputs, y, taken = TARGETS[name]
-    fast, careful, said = _pair(loss, outputs, optimizer=optimizer, dropout=0.2)
+    x, y = _as(dtype, X), _as(dtype, y)
+    fast, careful, said = _pair(loss, outputs, optimizer=optimizer, dropout=0.2, dtype=dtype)
     for rows in (slice(B), slice(1, 4), slice(2, 3), slice(B)):
-        got = fast.step(X[rows], y[rows])
+        got = fast.step(x[rows], y[rows])
         assert type(got) is float
-        assert got == careful.step(X[rows], y[rows])
+        assert got == careful.step(x[rows], y[rows])
     assert [value is not None for value in said] == [taken] * 4
     _assert_same(fast, careful)
 
@@ -192,10 +197,14 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", BAD)
-def test_errors_are_those_of_the_careful_path(name):
+def test_errors_are_those_of_the_careful_path(name, dtype):
     loss, x, y = BAD[name]
-    fast, careful, said = _pair(loss)
+    if dtype == "float64":
+        x, y = (_as(dtype, a) if isinstance(a, np.ndarray) else a for a in (x, y))
+        y = y * 1e200 if name == "y too large" else y
+    fast, careful, said = _pair(loss, dtype=dtype)
     caught = []
     for trainer in (fast, careful):
         with pytest.raises(fb.FastbatchError) as error:
@@ -207,13 +216,14 @@ def test_errors_are_those_of_the_careful_path(name):
     _assert_same(fast, careful)
 
 
-def test_a_gradient_that_overflows_under_a_finite_loss():
+@pytest.mark.parametrize(("dtype", "largest"), [("float32", 3e38), ("float64", 1.7e308)])
+def test_a_gradient_that_overflows_under_a_finite_loss(dtype, largest):
     caught = []
     for fast in (True, False):
-        model = fb.MLP([1, 1])
+        model = fb.MLP([1, 1], dtype=dtype)
         model.parameters[:] = 0
         trainer = fb.Trainer(model, "mae", "sgd", backend="c")
-        x, y = np.full((4, 1), 3e38, np.float32), np.ones((4, 1), np.float32)
+        x, y = np.full((4, 1), largest, dtype), np.ones((4, 1), dtype)
         for _ in range(2):
             trainer.step(np.zeros_like(x), y)
         if not fast:
@@ -333,10 +343,11 @@ def _spy(program, monkeypatch):
     return said
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_predictions_are_those_of_the_careful_path(kind, monkeypatch):
-    trainer = make_trainer("mse", backend="c")
-    x = KINDS[kind](X)
+def test_predictions_are_those_of_the_careful_path(kind, dtype, monkeypatch):
+    trainer = make_trainer("mse", backend="c", dtype=dtype)
+    x = KINDS[kind](X.astype(dtype))
     with fb.set_backend("c"):
         careful = trainer.model.predict(x, batch_size=4)  # which never asks
         trainer.model.predict(X)
@@ -344,7 +355,8 @@ def test_predictions_are_those_of_the_careful_path(kind, monkeypatch):
         said = _spy(trainer._program, monkeypatch), _spy(trainer.model._inference[1], monkeypatch)
         for call in (trainer.predict, trainer.model.predict, lambda x: trainer.model.predict(X=x)):
             assert_same_bits(call(x), careful)
-    assert [value is not None for values in said for value in values] == [kind in FAST_KINDS] * 3
+    taken = kind in FAST_KINDS or (kind, dtype) == ("wider", "float64")
+    assert [value is not None for values in said for value in values] == [taken] * 3
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 127, 128, 129, 5000])

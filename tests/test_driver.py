@@ -29,17 +29,16 @@ def driver() -> list[str]:
     return [str(ROOT / "build/driver/driver")]
 
 
-def judge(driver: list[str], target: str, found: list) -> subprocess.CompletedProcess:
+def judge(driver: list[str], target: tuple[str, str], found: list) -> subprocess.CompletedProcess:
     return drive.judge(driver, target, found, capture_output=True, text=True)
 
 
 def test_every_target_passes(driver):
     targets = drive.targets(driver)
-    assert {f"c-{name}" for name in targets} == set(cases.FUSED)
-    for name, shape in targets.items():
-        backend = cases.SUBJECTS[f"c-{name}"]
-        assert shape == (backend.lanes, backend.tile_rows, backend.tile_vectors)
-        result = judge(driver, name, drive.calls(name, *shape))
+    assert set(targets) == {(name.removeprefix("c-"), dtype) for name in cases.FUSED for dtype in cases.DTYPES}
+    for (name, dtype), shape in targets.items():
+        assert shape == cases.SUBJECTS[f"c-{name}"].shape(dtype)
+        result = judge(driver, (name, dtype), drive.calls(name, dtype, shape))
         assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -47,7 +46,7 @@ def test_every_target_passes(driver):
 def one_of_each(driver) -> dict[str, drive.Call]:
     name, shape = next(iter(drive.targets(driver).items()))
     found = {}
-    for call in drive.calls(name, *shape):
+    for call in drive.calls(*name, shape):
         found[call.verb] = call  # the last one: not a width of 1, not the identity
     return found
 
@@ -110,7 +109,8 @@ def test_a_torn_file_is_an_error(driver, tmp_path, one_of_each):
         one_of_each["gather"].write(file)
     path.write_bytes(path.read_bytes()[:-8])
     target = next(iter(drive.targets(driver)))
-    for arguments in ([target, str(path)], [target, str(tmp_path / "none")], ["sse9", str(path)]):
+    name, dtype = target
+    for arguments in ([*target, path], [*target, tmp_path / "none"], ["sse9", dtype, path], [name, "float16", path]):
         assert subprocess.run([*driver, *arguments], capture_output=True).returncode == 2, arguments
     path.write_bytes(b"")
-    assert subprocess.run([*driver, target, str(path)], capture_output=True).returncode == 2
+    assert subprocess.run([*driver, *target, path], capture_output=True).returncode == 2

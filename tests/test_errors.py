@@ -625,11 +625,14 @@ def test_unknown_backends(call, name, meant):
     assert (f"did you mean {meant!r}?" in str(caught.value)) == bool(meant)
 
 
-def test_a_backend_that_cannot_run_the_model_says_why():
+def test_a_backend_that_cannot_run_the_model_says_why(monkeypatch):
     if not fb.backends()[0]["available"]:
         pytest.skip("the c backend is not built: it cannot refuse")
-    with pytest.raises(fb.BackendError, match=r"'c' cannot run this model: dtype float64"):
-        fb.Trainer(fb.MLP([3, 2], dtype="float64"), "mse", backend="c")
+    from fastbatch.backends import native
+
+    monkeypatch.delitem(native._ACTIVATIONS, "gelu")
+    with pytest.raises(fb.BackendError, match=r"'c' cannot run this model: activation 'gelu' has no row"):
+        fb.Trainer(fb.MLP([3, 2, 2], activation="gelu"), "mse", backend="c")
 
 
 # -- unknown keywords ----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 from cases import (
-    FUSED,
+    DTYPES,
     LOSS_NAMES,
     OPTIMIZERS,
     SUBJECTS,
@@ -47,13 +47,14 @@ def test_update(case):
 
 
 # every displacement of a vector, so that an aligned load where none is granted faults
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("skew", [0, 2, 3, 5, 8, 15])
-def test_any_alignment(subject, skew):
-    dense = DenseCase("forward", subject, "float32", "gelu", 9, 17, 33)
+def test_any_alignment(subject, skew, dtype):
+    dense = DenseCase("forward", subject, dtype, "gelu", 9, 17, 33)
     oracle.check_dense_forward(SUBJECTS[subject], dense, skew=skew)
     oracle.check_dense_backward(SUBJECTS[subject], replace(dense, verb="backward"), skew=skew)
-    oracle.check_loss(SUBJECTS[subject], LossCase(subject, "float32", "cross_entropy", 9, 33, True, False), skew=skew)
-    oracle.check_update(SUBJECTS[subject], UpdateCase(subject, "float32", "adam", 33, 2), skew=skew)
+    oracle.check_loss(SUBJECTS[subject], LossCase(subject, dtype, "cross_entropy", 9, 33, True, False), skew=skew)
+    oracle.check_update(SUBJECTS[subject], UpdateCase(subject, dtype, "adam", 33, 2), skew=skew)
 
 
 @pytest.mark.parametrize("activation", ops.ACTIVATIONS)
@@ -73,36 +74,43 @@ def test_loss_of_no_rows(subject, name):
 
 # -- numbers at the ends of the range ----------------------------------------------------------------------------------
 
-EXTREME = {"subnormal": 1e-41, "tiny": 1e-30, "large": 1e15, "huge": 1e30}
+EXTREME = {
+    "float32": {"subnormal": 1e-41, "tiny": 1e-30, "large": 1e15, "huge": 1e30},
+    "float64": {"subnormal": 1e-311, "tiny": 1e-200, "large": 1e120, "huge": 1e150},  # the bounds have squares
+}
+SIZES = tuple(EXTREME["float32"])
 
 
-@pytest.mark.parametrize("size", EXTREME)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("activation", ops.ACTIVATIONS)
-def test_extreme_inputs(subject, activation, size):
-    case = DenseCase("forward", subject, "float32", activation, 5, 3, 9)
+def test_extreme_inputs(subject, activation, size, dtype):
+    case = DenseCase("forward", subject, dtype, activation, 5, 3, 9)
     data = case.data()
-    data["x"] *= np.float32(EXTREME[size])
+    data["x"] *= EXTREME[dtype][size]
     with np.errstate(all="ignore"):  # the reference overflows and underflows aloud
         oracle.check_dense_forward(SUBJECTS[subject], case, data)
         oracle.check_dense_backward(SUBJECTS[subject], case, data)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", LOSS_NAMES)
-@pytest.mark.parametrize("size", EXTREME)
-def test_extreme_outputs(subject, name, size):
-    case = LossCase(subject, "float32", name, 5, 9, False, True)
+@pytest.mark.parametrize("size", SIZES)
+def test_extreme_outputs(subject, name, size, dtype):
+    case = LossCase(subject, dtype, name, 5, 9, False, True)
     data = case.data()
-    data["a"] *= np.float32(EXTREME[size])
+    data["a"] *= EXTREME[dtype][size]
     with np.errstate(all="ignore"):
         oracle.check_loss(SUBJECTS[subject], case, data)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("size", ["subnormal", "tiny", "large"])
-def test_extreme_gradients(subject, optimizer, size):
-    case = UpdateCase(subject, "float32", optimizer, 9, 3)
+def test_extreme_gradients(subject, optimizer, size, dtype):
+    case = UpdateCase(subject, dtype, optimizer, 9, 3)
     data = case.data()
-    data["g"] *= np.float32(EXTREME[size])
+    data["g"] *= EXTREME[dtype][size]
     oracle.check_update(SUBJECTS[subject], case, data)
 
 
@@ -119,18 +127,20 @@ def test_nonfinite_input_reaches_its_row_only(subject, poison):
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ops.ACTIVATIONS)
-def test_nan_comes_through_every_activation(subject, activation, poison):
-    case = DenseCase("forward", subject, "float32", activation, 3, 2, 11)
+def test_nan_comes_through_every_activation(subject, activation, poison, dtype):
+    case = DenseCase("forward", subject, dtype, activation, 3, 2, 11)
     data = case.data()
     data["b"][::2] = poison
     with np.errstate(invalid="ignore"):  # 0 x inf in the reference's formulas
         oracle.check_dense_forward(SUBJECTS[subject], case, data)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", LOSS_NAMES)
-def test_nan_comes_through_every_loss(subject, name):
-    case = LossCase(subject, "float32", name, 6, 5, False, True)
+def test_nan_comes_through_every_loss(subject, name, dtype):
+    case = LossCase(subject, dtype, name, 6, 5, False, True)
     for column in range(case.O):
         data = case.data()
         data["a"][2, column] = np.nan
@@ -288,14 +298,12 @@ def test_public_update(subject, public, optimizer):
 
 
 @pytest.mark.parametrize("array", ["x", "w", "b"])
-def test_float64_runs_on_the_reference_or_is_refused(array):
-    case = DenseCase("forward", "reference", "float64", "tanh", 3, 4, 5)
-    data = case.data()
-    a, _ = fb.kernels.dense_forward(data["x"], data["w"], data["b"], "tanh")
+def test_arrays_are_of_one_dtype(subject, public, array):
+    backend = public(subject)
+    data = DenseCase("forward", subject, "float64", "tanh", 3, 4, 5).data()
+    a, _ = fb.kernels.dense_forward(data["x"], data["w"], data["b"], "tanh", backend=backend)
     assert a.dtype == np.float64
     oracle.assert_within(a, np.tanh(data["x"] @ data["w"] + data["b"]), 1e-14, "a")
+    mixed = {name: data[name].astype("float32") if name == array else data[name] for name in ("x", "w", "b")}
     with pytest.raises(fb.DTypeError, match=rf"{array if array != 'x' else 'w'}: expected float"):
-        fb.kernels.dense_forward(**{n: data[n].astype("float32") if n == array else data[n] for n in ("x", "w", "b")})
-    if FUSED:
-        with pytest.raises(fb.BackendError, match="float64 is not compiled"):
-            fb.kernels.dense_forward(data["x"], data["w"], data["b"], backend="c")
+        fb.kernels.dense_forward(**mixed, backend=backend)

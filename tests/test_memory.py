@@ -32,7 +32,7 @@ def test_everything_stays_inside_its_array(case):
     program = backend.program(plan, state, None) or ComposedProgram(plan, backend, state)
     rows = 3 * case.B - 11
     feed = case.feed(rows)
-    outputs = oracle.Guarded(np.zeros((rows, case.O), np.float32))
+    outputs = oracle.Guarded(np.zeros((rows, case.O), case.dtype))
     given = {
         "x": oracle.Guarded(feed.x),
         "y": oracle.Guarded(feed.y),
@@ -40,7 +40,7 @@ def test_everything_stays_inside_its_array(case):
     }
     if feed.weight is not None:
         given["weight"] = oracle.Guarded(feed.weight)
-    gradient = oracle.Guarded(np.zeros(plan.num_parameters, np.float32))
+    gradient = oracle.Guarded(np.zeros(plan.num_parameters, case.dtype))
     arrays = {name: guard.array for name, guard in given.items()}
     program.run(Feed(**arrays, batch=case.B, outputs=outputs.array), 0, 3, np.full(3, 0.01), 1e6, Sums())
     del arrays["order"]
@@ -65,14 +65,14 @@ def test_repeated_runs_do_not_grow(subject):
     case = NetCase(subject, "dropout", "tanh", "mse", "adam", B=32)
     _, _, program = case.program()
     feed, sums = case.feed(96), Sums()
-    gradient = np.zeros(case.model().num_parameters, np.float32)
+    gradient = np.zeros(case.model().num_parameters, case.dtype)
 
     def work() -> None:
         program.run(feed, 0, feed.steps, np.full(feed.steps, 1e-3), 1e6, sums)
         program.accumulate(feed, 0, gradient)
         program.accumulate(feed, 0, None, rows=PerSample(loss=np.empty(96), input_norms=np.empty((2, 96))))
         program.backward(program.forward(feed.x, 0, training=True), gradient)
-        program.predict(feed.x, np.empty((96, case.O), np.float32))
+        program.predict(feed.x, np.empty((96, case.O), case.dtype))
 
     for _ in range(5):
         work()

@@ -100,21 +100,21 @@ def test_forward_and_backward_are_the_gradient(case):
     feed, first_row = case.feed(), 5
     outputs = program.forward(feed.x, first_row, training=True)
     weight = np.ones(len(feed.x)) if feed.weight is None else feed.weight
-    dz = plan.loss.elements(outputs, feed.y)[1] * (weight / case.O)[:, None].astype(np.float32)
+    dz = plan.loss.elements(outputs, feed.y)[1] * (weight / case.O)[:, None].astype(case.dtype)
     gradient = np.zeros_like(state.parameters)
-    program.backward(dz.astype(np.float32), gradient)
+    program.backward(dz.astype(case.dtype), gradient)
     _, _, exact, bound, exact_outputs, eoutputs = oracle.network(plan, state, feed, first_row)
     oracle.assert_within(outputs, exact_outputs, eoutputs, f"{case.id}: outputs")
     oracle.assert_within(gradient, exact, 2 * bound, f"{case.id}: gradient")
     with pytest.raises(fb.ArgumentError, match=r"backward: expected a forward"):
-        program.backward(dz.astype(np.float32), gradient)
+        program.backward(dz.astype(case.dtype), gradient)
 
 
 @parametrize(few_nets(B=200))
 def test_predict_has_no_dropout(case):
     plan, state, program = case.program()
     feed = case.feed()
-    out = oracle.Guarded(np.zeros((200, case.O), np.float32))
+    out = oracle.Guarded(np.zeros((200, case.O), case.dtype))
     program.predict(feed.x, out.array)
     out.check("out")
     still = replace(plan, stages=tuple(replace(stage, threshold=256) for stage in plan.stages))
@@ -186,11 +186,11 @@ def test_a_batch_larger_than_the_data(case):
 @parametrize(few_nets(FUSED))
 def test_rows_with_a_stride(case):
     feed = case.feed(2 * case.B)
-    wide = np.full((len(feed.x), feed.x.shape[1] + 5), np.nan, np.float32)
+    wide = np.full((len(feed.x), feed.x.shape[1] + 5), np.nan, case.dtype)
     wide[:, 2:-3] = feed.x
     changes = {"x": wide[:, 2:-3]}
     if feed.y.ndim == 2:
-        tall = np.full((2 * len(feed.y), case.O), np.nan, np.float32)
+        tall = np.full((2 * len(feed.y), case.O), np.nan, case.dtype)
         tall[::2] = feed.y
         changes["y"] = tall[::2]
     plain = run(case, case.feed(2 * case.B))
@@ -262,7 +262,7 @@ def test_any_number_of_threads(case, order_of_sums):
         sums = program.accumulate(feed, 0, gradient)
         outputs = program.forward(feed.x, 3, training=True)
         program.backward(outputs, gradient)
-        out = np.empty((feed.rows, case.O), np.float32)
+        out = np.empty((feed.rows, case.O), case.dtype)
         program.predict(feed.x, out)
         ran = run(case, feed, made=(plan, state, program))
         return [gradient, outputs, out, *ran[0]], (sums.loss, sums.weight, ran[1].loss), program.threads_used

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import DTYPES, FUSED, LOSS_NAMES, OPTIMIZERS, SUBJECTS, loss_variants, supported
+from cases import DTYPES, FUSED, LOSS_NAMES, OPTIMIZERS, SHORT, SUBJECTS, loss_variants, supported
 
 import fastbatch as fb
 from fastbatch import ops
@@ -155,30 +155,34 @@ def test_targets_run_what_they_say():
     assert list(targets) == re.findall(r"^TARGET\((\w+)", here, re.MULTILINE)
     assert any(targets.values())
     for name in targets:
-        assert (ROOT / "csrc" / "targets" / f"{name}_f32.c").exists()
+        for short in SHORT.values():
+            assert (ROOT / "csrc" / "targets" / f"{name}_{short}.c").exists()
         if targets[name]:
             backend = SUBJECTS[f"c-{name}"]
             assert backend.target == name
-            assert backend.lanes & (backend.lanes - 1) == 0
+            lanes = [backend.shape(dtype)[0] for dtype in DTYPES]
+            assert lanes[0] & (lanes[0] - 1) == 0
+            assert lanes[0] == 2 * lanes[1]
         else:
             with pytest.raises(fb.BackendError, match="cannot run it"):
                 type(SUBJECTS[FUSED[0]])(name)
     # wider vectors for better targets, so that no two of them are the same code under two names
-    lanes = [SUBJECTS[name].lanes for name in FUSED]
+    lanes = [SUBJECTS[name].shape("float32")[0] for name in FUSED]
     assert lanes == sorted(lanes)
     with pytest.raises(fb.BackendError, match=r"baselin.*did you mean 'baseline'"):
         type(SUBJECTS[FUSED[0]])("baselin")
 
 
-def test_targets_are_different_code():
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_targets_are_different_code(dtype):
     """Where fused multiply-add differs from two roundings, at least two targets differ: the dispatch did dispatch."""
     if len(FUSED) < 2:
         pytest.skip("one target only")
     rng = np.random.default_rng(1)
-    x, w = rng.standard_normal((8, 64)).astype(np.float32), rng.standard_normal((64, 64)).astype(np.float32)
+    x, w = rng.standard_normal((8, 64)).astype(dtype), rng.standard_normal((64, 64)).astype(dtype)
     bits = set()
     for name in FUSED:
-        a = np.empty((8, 64), np.float32)
+        a = np.empty((8, 64), dtype)
         SUBJECTS[name].dense_forward(x, w, None, ops.get_activation("identity"), a, None)
         bits.add(a.tobytes())
     assert len(bits) > 1

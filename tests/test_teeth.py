@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 
 import numpy as np
 import oracle
@@ -100,6 +101,34 @@ LAYERS = [DenseCase("forward", HOST, "float32", act, 9, 13, 33) for act in ("ide
 def test_the_host_is_right(case):
     oracle.check_dense_forward(Mutant(), case)
     oracle.check_dense_backward(Mutant(), case)
+
+
+def in_float32(verb):
+    """The host's function with its arrays rounded to float32 and its results widened again."""
+
+    def wrong(host, *args):
+        narrow = [a.astype(np.float32) if isinstance(a, np.ndarray) and a.dtype == np.float64 else a for a in args]
+        result = getattr(host, verb)(*narrow)
+        for given, got in zip(args, narrow):
+            if got is not given:
+                wide = got.astype(np.float64)
+                given[...] = np.where(given.astype(np.float32) == got, given, wide)  # what is only read stays as it was
+        return result
+
+    return Mutant(**{verb: wrong})
+
+
+@pytest.mark.parametrize("activation", ["identity", "tanh", "gelu"])
+def test_float64_through_float32_is_rejected(activation):
+    case = DenseCase("forward", HOST, "float64", activation, 9, 13, 33)
+    with pytest.raises(AssertionError, match="times the bound"):
+        oracle.check_dense_forward(in_float32("dense_forward"), case)
+    with pytest.raises(AssertionError, match="times the bound"):
+        oracle.check_dense_backward(in_float32("dense_backward"), replace(case, verb="backward"))
+    with pytest.raises(AssertionError, match="times the bound"):
+        oracle.check_loss(in_float32("loss"), LossCase(HOST, "float64", "cross_entropy", 9, 13, False, True))
+    with pytest.raises(AssertionError, match="times the bound"):
+        oracle.check_update(in_float32("update"), UpdateCase(HOST, "float64", "adam", 13, 2))
 
 
 @pytest.mark.parametrize("name", FORWARD)

@@ -69,9 +69,9 @@ ACTIVATIONS = {"relu": torch.nn.ReLU, "tanh": torch.nn.Tanh, "gelu": torch.nn.GE
 losses = pytest.mark.parametrize("loss", LOSSES)
 activations = pytest.mark.parametrize("activation", ACTIVATIONS)
 _FLOAT32 = [pytest.param(*p.values, "float32", id=f"{p.id}-float32", marks=p.marks) for p in BACKENDS]
-_FLOAT64 = pytest.param("reference", "float64", id="reference-float64")
-both = pytest.mark.parametrize(("backend", "dtype"), [*_FLOAT32, _FLOAT64])
-strictest = pytest.mark.parametrize(("backend", "dtype"), [_FLOAT32[0], _FLOAT64])
+_FLOAT64 = [pytest.param(*p.values, "float64", id=f"{p.id}-float64", marks=p.marks) for p in BACKENDS]
+both = pytest.mark.parametrize(("backend", "dtype"), [*_FLOAT32, *_FLOAT64])
+strictest = pytest.mark.parametrize(("backend", "dtype"), [_FLOAT32[0], *_FLOAT64])
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -14,6 +14,9 @@ typedef integer ivec __attribute__((vector_size(VEC_BYTES)));
 /* The same vectors at any address: `real`'s own alignment, and exempt from strict aliasing. */
 typedef real vec_any __attribute__((vector_size(VEC_BYTES), aligned(sizeof(real)), may_alias));
 
+/* 64-bit lanes without a sign. */
+typedef uint64_t wide __attribute__((vector_size(VEC_BYTES)));
+
 #define INLINE static inline __attribute__((always_inline, unused))
 
 INLINE vec load(const real *p) { return *(const vec_any *)p; }
@@ -73,6 +76,15 @@ INLINE vec over_(vec a, vec b)
     vec inverse = (vec)_mm512_rcp14_ps((__m512)b);
     return a * fma_(inverse, fma_(inverse, -b, set(1)), inverse);
 }
+#elif defined(__x86_64__) && VEC_BYTES == 64
+#define HAS_MASKS
+#define BELOW(n) ((__mmask8)((1u << (n)) - 1))
+INLINE vec load_n(const real *p, int n) { return (vec)_mm512_maskz_loadu_pd(BELOW(n), p); }
+INLINE void store_n(real *p, vec v, int n) { _mm512_mask_storeu_pd(p, BELOW(n), (__m512d)v); }
+INLINE vec sqrt_(vec v) { return (vec)_mm512_sqrt_pd((__m512d)v); }
+INLINE vec max_(vec a, vec b) { return (vec)_mm512_max_pd((__m512d)b, (__m512d)a); }
+INLINE vec min_(vec a, vec b) { return (vec)_mm512_min_pd((__m512d)b, (__m512d)a); }
+INLINE ivec imax_(ivec a, ivec b) { return (ivec)_mm512_max_epi64((__m512i)a, (__m512i)b); }
 #elif defined(__x86_64__) && REAL_IS_FLOAT && VEC_BYTES == 32
 INLINE __m256i below_(int n)
 {
@@ -88,7 +100,20 @@ INLINE vec sqrt_(vec v) { return (vec)_mm256_sqrt_ps((__m256)v); }
 INLINE vec max_(vec a, vec b) { return (vec)_mm256_max_ps((__m256)b, (__m256)a); }
 INLINE vec min_(vec a, vec b) { return (vec)_mm256_min_ps((__m256)b, (__m256)a); }
 INLINE ivec imax_(ivec a, ivec b) { return (ivec)_mm256_max_epi32((__m256i)a, (__m256i)b); }
+#elif defined(__x86_64__) && VEC_BYTES == 32
+INLINE __m256i below_(int n) { return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3)); }
+INLINE vec load_n(const real *p, int n) { return n >= LANES ? load(p) : (vec)_mm256_maskload_pd(p, below_(n)); }
+INLINE void store_n(real *p, vec v, int n)
+{
+    if (n >= LANES) store(p, v);
+    else _mm256_maskstore_pd(p, below_(n), (__m256d)v);
+}
+INLINE vec sqrt_(vec v) { return (vec)_mm256_sqrt_pd((__m256d)v); }
+INLINE vec max_(vec a, vec b) { return (vec)_mm256_max_pd((__m256d)b, (__m256d)a); }
+INLINE vec min_(vec a, vec b) { return (vec)_mm256_min_pd((__m256d)b, (__m256d)a); }
+#define NO_IMAX
 #else
+#define NO_IMAX
 INLINE vec load_n(const real *p, int n)
 {
     if (n >= LANES) return load(p);
@@ -109,6 +134,10 @@ INLINE void store_n(real *p, vec v, int n)
 INLINE vec sqrt_(vec v) { return (vec)_mm_sqrt_ps((__m128)v); }
 INLINE vec max_(vec a, vec b) { return (vec)_mm_max_ps((__m128)b, (__m128)a); }
 INLINE vec min_(vec a, vec b) { return (vec)_mm_min_ps((__m128)b, (__m128)a); }
+#elif defined(__x86_64__) && VEC_BYTES == 16
+INLINE vec sqrt_(vec v) { return (vec)_mm_sqrt_pd((__m128d)v); }
+INLINE vec max_(vec a, vec b) { return (vec)_mm_max_pd((__m128d)b, (__m128d)a); }
+INLINE vec min_(vec a, vec b) { return (vec)_mm_min_pd((__m128d)b, (__m128d)a); }
 #else
 #if defined(__aarch64__) && VEC_BYTES == 16 && REAL_IS_FLOAT
 INLINE vec max_(vec a, vec b) { return (vec)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
@@ -128,7 +157,7 @@ INLINE vec sqrt_(vec v)
 #endif
 #endif
 
-#if !(defined(__x86_64__) && REAL_IS_FLOAT && VEC_BYTES >= 32)
+#if defined(NO_IMAX)
 INLINE ivec imax_(ivec a, ivec b) { return iselect_(a > b, a, b); }
 #endif
 #if !defined(HAS_ESTIMATES)
@@ -173,8 +202,6 @@ INLINE void transpose_(vec row[])
 #endif
 }
 
-/* For random numbers: 64-bit lanes. */
-typedef uint64_t wide __attribute__((vector_size(VEC_BYTES)));
 INLINE wide wide_set(uint64_t x) { return x - (wide){0}; }
 
 /* Product of the low halves; what is above them is ignored. */

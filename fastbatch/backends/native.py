@@ -106,12 +106,13 @@ class Native:
             else "; ".join(f"{name}: {missing}" for name, missing in found.items())
             or "bfloat16 targets are compiled for x86-64 Linux only"
         )
-        self._kernels = _native.Kernels(self.target)
-        self.lanes, self.tile_rows, self.tile_vectors = self._kernels.shape
+        self._kernels = {dtype: _native.Kernels(self.target, dtype) for dtype in ("float32", "float64")}
+
+    def shape(self, dtype: str) -> tuple[int, int, int]:
+        """Lanes of a vector, rows of a tile, vectors of a tile."""
+        return self._kernels[dtype].shape
 
     def supports(self, plan: Plan) -> str | None:
-        if plan.dtype != "float32":
-            return f"dtype {plan.dtype} is not compiled into the c backend, float32 is"
         for stage in plan.stages:
             if stage.activation.name not in _ACTIVATIONS:
                 return f"activation {stage.activation.name!r} has no row in csrc/ops/activations.def"
@@ -151,7 +152,7 @@ class Native:
     def dense_forward(
         self, x: Array, w: Array, b: Array | None, activation: ops.Activation, a: Array, z: Array | None
     ) -> None:
-        self._kernels.dense_forward(x, w, b, _ACTIVATIONS[activation.name], a if z is None else z, a)
+        self._kernels[x.dtype.name].dense_forward(x, w, b, _ACTIVATIONS[activation.name], a if z is None else z, a)
 
     def dense_backward(
         self,
@@ -164,32 +165,32 @@ class Native:
         db: Array | None,
         dx: Array | None,
     ) -> None:
-        dz = da
+        dz, kernels = da, self._kernels[x.dtype.name]
         if activation.saves != "none":
             dz = da.copy()
-            self._kernels.slope(_ACTIVATIONS[activation.name], saved, dz)
-        self._kernels.dense_backward(dz, x, w, dw, db, dx)
+            kernels.slope(_ACTIVATIONS[activation.name], saved, dz)
+        kernels.dense_backward(dz, x, w, dw, db, dx)
 
     def loss(self, a: Array, y: Array, loss: ops.Loss, weight: Array | None, da: Array) -> Sums:
         weight = np.ones(len(a)) if weight is None else weight.astype(np.float64)
         share = weight
-        per_output = _per_output(loss, a.shape[1], "float32")
+        per_output = _per_output(loss, a.shape[1], a.dtype.name)
         if y.ndim == 1:
             labels, y = y, np.zeros_like(a)
             y[np.arange(len(labels)), labels] = 1
             if per_output is not None:
                 share = weight * per_output[labels]
         row_loss = np.empty(len(a))
-        self._kernels.loss(_LOSSES[loss.name], loss.parameter, per_output, a, y, weight, da, row_loss)
+        self._kernels[a.dtype.name].loss(_LOSSES[loss.name], loss.parameter, per_output, a, y, weight, da, row_loss)
         return Sums(float(row_loss.sum()), float(share.sum()))
 
     def update(self, optimizer: ops.Optimizer, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
-        self._kernels.update(_OPTIMIZERS[optimizer.rule], _hyper(optimizer), lr, t, p, g, slots)
+        self._kernels[p.dtype.name].update(_OPTIMIZERS[optimizer.rule], _hyper(optimizer), lr, t, p, g, slots)
 
     def permutation(self, n: int, seed: int, epoch: int) -> Array:
         order = np.arange(n, dtype=np.int64)
         for begin in range(0, n - 1, _SWAPS):
-            self._kernels.permutation(order, seed, epoch & 0xFFFFFFFF, begin, min(begin + _SWAPS, n - 1))
+            self._kernels["float32"].permutation(order, seed, epoch & 0xFFFFFFFF, begin, min(begin + _SWAPS, n - 1))
         return order
 
     def program(self, plan: Plan, state: State, num_threads: int | None) -> FusedProgram:
@@ -218,9 +219,10 @@ class FusedProgram:
     def __init__(self, plan: Plan, state: State, target: str, num_threads: int | None) -> None:
         self.plan, self.state, self.target, self.num_threads = plan, state, target, num_threads
         self.lock = _native.Lock()
-        # bfloat16 products take a quarter of the time or less, which is what threads are shared out by
-        self._flops_per_row = plan.flops_per_row / (4 if plan.precision == "bf16" else 1)
-        self._update_flops = _UPDATE_FLOPS * plan.num_parameters
+        # by what threads are shared out: flops of float32 that take as long; products in bfloat16 a quarter or less
+        wide = np.dtype(plan.dtype).itemsize // 4
+        self._flops_per_row = plan.flops_per_row * wide / (4 if plan.precision == "bf16" else 1)
+        self._update_flops = _UPDATE_FLOPS * wide * plan.num_parameters
         self._rows = self._threads_reserved = -1
         self._training = self._network(1.0)
         self._inference = self._network(_FORWARD)

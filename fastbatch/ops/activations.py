@@ -35,7 +35,7 @@ class Activation:
     kinks : tuple of float
         Points where the derivative jumps; difference checks stay away from them.
     ulp : float
-        Budget for a float32 implementation, in units in the last place of ``max(|a|, |z| |slope|)``.
+        Budget for an implementation in either dtype, in units in the last place of ``max(|a|, |z| |slope|)``.
     """
 
     name: str

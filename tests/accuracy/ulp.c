@@ -1,4 +1,5 @@
-/* The largest error of every function of csrc/simd/math.h on every target over every float32, in units of the last place.
+/* The largest error of every function of csrc/simd/math_f32.h on every target over every float32, in units of the last
+ * place. ulp_f64.c does the same for float64.
  *
  *     ulp [EVERY [THREADS [FUNCTION]]]      every EVERY-th bit pattern, 1 by default
  *
@@ -28,7 +29,10 @@ static const function *target[MAX_TARGETS];
 static const char *target_name[MAX_TARGETS];
 static int targets;
 
-#define FUNCTION(name, reference, arguments)                                                                                      \
+static double normal_cdf(double x) { return 0.5 * erfc(-0.70710678118654752440 * x); }
+static double normal_pdf(double x) { return 0.39894228040143267794 * exp(-0.5 * x * x); }
+
+#define FUNCTION(name, reference, ...)                                                                                 \
     static void reference_##name(const float *v, double *y, int n)                                                     \
     {                                                                                                                  \
         for (int i = 0; i < n; i++) {                                                                                  \
@@ -40,7 +44,7 @@ static int targets;
 #undef FUNCTION
 
 static const struct { const char *name; void (*reference)(const float *, double *, int); } functions[] = {
-#define FUNCTION(name, reference, arguments) {#name, reference_##name},
+#define FUNCTION(name, reference, ...) {#name, reference_##name},
 #include "functions.def"
 #undef FUNCTION
 };

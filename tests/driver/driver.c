@@ -1,7 +1,7 @@
 /* Runs a case file (tests/write_cases.py) on one target, without Python: for cross-compiled and emulated targets.
  *
- *     driver                     the targets: name, lanes, tile rows, tile vectors, usable
- *     driver TARGET FILE         exit status 0: every element of every output within its bound, nothing else touched
+ *     driver                     the targets: name, dtype, lanes, tile rows, tile vectors, usable
+ *     driver TARGET DTYPE FILE   exit status 0: every element of every output within its bound, nothing else touched
  *
  * A case is a list of named arrays. An output comes with its exact values and its bounds; everything else that is not
  * scratch is to stay as it was, bit for bit, and so are the margins around every array.
@@ -312,18 +312,23 @@ static double judge(const test *t)
 static int list_targets(void)
 {
     for (const fb_target *t = fb_targets(); t->name; t++)
-        printf("%s %d %d %d %d\n", t->name, t->f32->lanes, t->f32->tile_rows, t->f32->tile_vectors, t->usable);
+        for (int wide = 0; wide < 2; wide++) {
+            const fb_kernels *k = wide ? t->f64 : t->f32;
+            printf("%s %s %d %d %d %d\n", t->name, k->dtype, k->lanes, k->tile_rows, k->tile_vectors, t->usable);
+        }
     return 0;
 }
 
 int main(int argc, char **argv)
 {
     if (argc == 1) return list_targets();
-    if (argc != 3) fail("usage", "driver [TARGET FILE]");
+    if (argc != 4) fail("usage", "driver [TARGET DTYPE FILE]");
     const fb_target *target = fb_find_target(argv[1]);
     if (!target || !target->usable) fail(argv[1], "not a target, or this CPU cannot run it");
-    FILE *file = fopen(argv[2], "rb");
-    if (!file) fail(argv[2], "cannot be read");
+    const fb_kernels *kernels = fb_find_kernels(argv[1], argv[2]);
+    if (strcmp(kernels->dtype, argv[2])) fail(argv[2], "not a dtype");
+    FILE *file = fopen(argv[3], "rb");
+    if (!file) fail(argv[3], "cannot be read");
     struct { int cases, failed; double worst; char name[128]; } sum[VERBS] = {0};
     int cases = 0, failed = 0;
     for (test t; read_test(file, &t); cases++) {
@@ -331,7 +336,7 @@ int main(int argc, char **argv)
         while (v < VERBS && strcmp(verbs[v].name, t.verb)) v++;
         if (v == VERBS) fail(t.name, "a verb that the driver does not know");
         const fp_mode mode = fp_enter();
-        verbs[v].call(target->f32, &t);
+        verbs[v].call(kernels, &t);
         fp_leave(mode);
         const double worst = judge(&t);
         sum[v].cases++, sum[v].failed += worst > 1, failed += worst > 1;
@@ -339,11 +344,11 @@ int main(int argc, char **argv)
         release(&t);
     }
     fclose(file);
-    printf("%-10s %-15s %6s %7s  %-10s\n", "target", "kernel", "cases", "failed", "worst error / bound");
+    printf("%-10s %-8s %-15s %6s %7s  %-10s\n", "target", "dtype", "kernel", "cases", "failed", "worst error / bound");
     for (int v = 0; v < VERBS; v++)
         if (sum[v].cases)
-            printf("%-10s %-15s %6d %7d  %-10.3g %s\n", argv[1], verbs[v].name, sum[v].cases, sum[v].failed, sum[v].worst,
-                   sum[v].name);
-    if (!cases) fail(argv[2], "no cases");
+            printf("%-10s %-8s %-15s %6d %7d  %-10.3g %s\n", argv[1], argv[2], verbs[v].name, sum[v].cases, sum[v].failed,
+                   sum[v].worst, sum[v].name);
+    if (!cases) fail(argv[3], "no cases");
     return failed ? 1 : 0;
 }
