@@ -29,7 +29,8 @@ typedef struct fb_loss {
 } fb_loss;
 
 #define FB_MAX_THREADS 64
-enum { PHILOX_DROPOUT = 1, PHILOX_SHUFFLE = 2 }; /* purposes, bits 16 to 31 of a counter's third word */
+/* Purposes, bits 16 to 31 of a counter's third word; 3 is that of fastbatch/ops/random.py alone. */
+enum { PHILOX_DROPOUT = 1, PHILOX_SHUFFLE = 2, PHILOX_NOISE = 4 };
 
 /* The gradient of the weights is made in blocks of rows (of w), columns and depth (rows of the batch). A thread's scratch
  * holds one block of sums and one of x: ROWS * (min(COLUMNS, padded O) + min(DEPTH, B)) elements at most. */
@@ -77,6 +78,14 @@ typedef struct fb_ahead {
     int64_t rows, at;          /* rows left; byte of the first of them */
 } fb_ahead;
 
+/* How rows of a caller's array become inputs. */
+typedef struct fb_input {
+    int kind;                  /* row of sources.def */
+    int64_t size, step;        /* bytes of an element, and from one column to the next */
+    const void *scale, *shift; /* (I,) elements: x * scale + shift; NULL together */
+    double noise;              /* standard deviation of what is added to that in training; 0: nothing */
+} fb_input;
+
 /* One table per target and dtype. Nothing here allocates, locks or fails. */
 typedef struct fb_kernels {
     const char *target, *dtype;
@@ -86,6 +95,9 @@ typedef struct fb_kernels {
     /* dst (rows, width) <- src rows index[0..rows) or, without index, 0..rows; src_stride in bytes */
     void (*gather)(int64_t rows, int64_t width, const char *src, int64_t src_stride, const int64_t *index, void *dst,
                    int64_t dst_ld);
+    /* The same from an array that `input` describes, aligned for its type. */
+    void (*convert)(const fb_input *input, int64_t rows, int64_t width, const char *src, int64_t src_stride,
+                    const int64_t *index, void *dst, int64_t dst_ld);
     /* dst (rows, width) <- one-hot rows of labels; share[r] *= per_output[label] where given */
     void (*one_hot)(int64_t rows, int64_t width, const int64_t *labels, const int64_t *index, const void *per_output,
                     void *dst, int64_t dst_ld, double *share);
@@ -116,6 +128,9 @@ typedef struct fb_kernels {
     /* dst = src where kept, scaled by 256 / threshold, else 0; rows are first_row .. of the logical batch */
     void (*dropout)(int64_t rows, int64_t width, const void *src, void *dst, int64_t ld, uint64_t seed, uint32_t update,
                     uint32_t layer, int64_t first_row, int64_t threshold);
+    /* x += std * Gaussian noise; rows are first_row .. of the logical batch */
+    void (*noise)(int64_t rows, int64_t width, void *x, int64_t ld, uint64_t seed, uint32_t update, int64_t first_row,
+                  double std);
     /* da (B, O) = gradient of the loss sum; row_loss[r] = weight[r] * loss of row r. y is (B, O), weight is a factor. */
     void (*loss)(const fb_loss *loss, int64_t rows, int64_t outputs, const void *a, int64_t a_ld, const void *y,
                  int64_t y_ld, const double *weight, void *da, int64_t da_ld, double *row_loss);
@@ -138,6 +153,7 @@ typedef struct fb_kernels {
 /* -- registries (registry.c): names in row order, NULL at the end --------------------------------------------------- */
 extern const char *const fb_activation_names[];
 extern const char *const fb_loss_names[];
+extern const char *const fb_source_names[];
 extern const char *const fb_optimizer_names[];
 extern const char *const fb_optimizer_hyper[];  /* comma-separated names, in the order of fb_optimizer.hyper */
 extern const int fb_optimizer_slots[];
@@ -230,6 +246,7 @@ typedef struct fb_network {
 typedef struct fb_feed {
     const char *x;
     int64_t x_stride;          /* bytes */
+    const fb_input *input;     /* what x is, or NULL for rows of elements that can be read where they lie */
     const char *y;             /* (n, O) elements, or NULL */
     int64_t y_stride;
     const int64_t *labels;     /* (n,) instead of y */

@@ -63,6 +63,9 @@ static inline range chunk_share(const frame *f, int64_t rows, int64_t chunk, int
 
 frame fb_frame(const fb_network *net, char *arena, const fb_feed *feed);
 
+/* Whether stage 0 reads the arena. */
+static inline int in_arena(const fb_feed *feed) { return feed->order || feed->input; }
+
 /* The input of stage k for batch row r of the batch that starts at row `base` of the pass. Rows used in order are read
  * where they lie. */
 const char *fb_stage_input(const frame *f, const char *arena, int64_t k, int64_t base, int64_t r, int64_t *ld);

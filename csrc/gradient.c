@@ -21,10 +21,11 @@ static fb_slice slice_at(const fb_network *net, int64_t offset)
 static fb_ahead rows_ahead(const frame *f, int64_t base, int t, int threads)
 {
     const fb_feed *feed = f->feed;
-    if (!feed->order || base >= feed->rows) return (fb_ahead){0};
+    const fb_input *input = feed->input;
+    if (!feed->order || base >= feed->rows || (input && input->step != input->size)) return (fb_ahead){0};
     const range next = share(feed->rows - base < feed->batch ? feed->rows - base : feed->batch, f->k->tile_rows, t, threads);
-    return (fb_ahead){feed->x, feed->x_stride, f->net->stages[0].inputs * f->k->size, feed->order + base + next.begin,
-                      next.end - next.begin, 0};
+    return (fb_ahead){feed->x, feed->x_stride, f->net->stages[0].inputs * (input ? input->size : f->k->size),
+                      feed->order + base + next.begin, next.end - next.begin, 0};
 }
 
 static void update_fused(const frame *f, int64_t base, int64_t rows, const double *constants, double scale, int t,

@@ -15,6 +15,12 @@ const char *const fb_loss_names[] = {
 #undef ROW_LOSS
     NULL};
 
+const char *const fb_source_names[] = {
+#define SOURCE(name, type, value) #name,
+#include "ops/sources.def"
+#undef SOURCE
+    NULL};
+
 #define TEXT(...) #__VA_ARGS__
 #define HYPER(...) __VA_ARGS__
 #define CONSTANTS(...) __VA_ARGS__

@@ -13,12 +13,26 @@ frame fb_frame(const fb_network *net, char *arena, const fb_feed *feed)
 const char *fb_stage_input(const frame *f, const char *arena, int64_t k, int64_t base, int64_t r, int64_t *ld)
 {
     const fb_stage *s = &f->net->stages[k];
-    if (k == 0 && !f->feed->order) {
+    if (k == 0 && !in_arena(f->feed)) {
         *ld = f->feed->x_stride / f->k->size;
         return f->feed->x + (base + r) * f->feed->x_stride;
     }
     *ld = s->x_ld;
     return arena + s->x + r * s->x_ld * f->k->size;
+}
+
+static inline void fetch(const frame *f, char *arena, int64_t base, range rows, uint32_t update)
+{
+    const fb_feed *feed = f->feed;
+    const fb_stage *s = &f->net->stages[0];
+    const int64_t n = rows.end - rows.begin, first = base + rows.begin;
+    const int64_t *index = feed->order ? feed->order + first : NULL;
+    const char *from = index ? feed->x : feed->x + first * feed->x_stride;
+    char *x = arena + s->x + rows.begin * s->x_ld * f->k->size;
+    if (feed->input) f->k->convert(feed->input, n, s->inputs, from, feed->x_stride, index, x, s->x_ld);
+    else f->k->gather(n, s->inputs, from, feed->x_stride, index, x, s->x_ld);
+    if (feed->input && feed->input->noise > 0)
+        f->k->noise(n, s->inputs, x, s->x_ld, f->net->seed, update, f->first_row + rows.begin, feed->input->noise);
 }
 
 void fb_rows_forward(const frame *f, char *arena, int64_t base, range rows, uint32_t update)
@@ -27,9 +41,7 @@ void fb_rows_forward(const frame *f, char *arena, int64_t base, range rows, uint
     const fb_kernels *k = f->k;
     const fb_feed *feed = f->feed;
     const int64_t n = rows.end - rows.begin;
-    if (feed->order)
-        k->gather(n, net->stages[0].inputs, feed->x, feed->x_stride, feed->order + base + rows.begin,
-                  arena + net->stages[0].x + rows.begin * net->stages[0].x_ld * k->size, net->stages[0].x_ld);
+    if (in_arena(feed)) fetch(f, arena, base, rows, update);
     for (int64_t i = 0; i < net->stage_count; i++) {
         const fb_stage *s = &net->stages[i];
         const int64_t skip = rows.begin * s->out_ld * k->size;
@@ -132,8 +144,8 @@ double fb_rows_bound(const frame *f, int64_t base, range rows)
         if (s->w < 0) continue;
         int64_t ld;
         const char *x = fb_stage_input(f, f->arena, i, base, rows.begin, &ld);
-        const int in_arena = i > 0 || f->feed->order; /* padding is zero or what an activation makes of zero */
-        double px = k->peak_value(k->peak(n, in_arena ? ld : s->inputs, x, ld));
+        const int padded = i > 0 || in_arena(f->feed); /* with zeros or what an activation makes of zero */
+        double px = k->peak_value(k->peak(n, padded ? ld : s->inputs, x, ld));
         double pd = k->peak_value(k->peak(n, s->out_ld, f->arena + s->dz + rows.begin * s->out_ld * k->size, s->out_ld));
         double bound = (double)n * (px < 1 ? 1 : px) * pd;
         if (most == most && !(bound <= most)) most = bound; /* a NaN comes in and stays */

@@ -1,6 +1,6 @@
 """Dense networks trained on mini-batches at the speed of the hardware."""
 
-from . import schedules
+from . import augment, schedules
 from ._version import __version__
 from .backends import backends, set_backend
 from .errors import (
@@ -70,6 +70,7 @@ __all__ = [
     "TensorBoard",
     "Trainer",
     "__version__",
+    "augment",
     "backends",
     "get_num_threads",
     "info",

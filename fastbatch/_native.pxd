@@ -35,6 +35,7 @@ cdef extern from "fastbatch.h" nogil:
         void (*update)(int, const double *, double, fb_slice) noexcept nogil
     const char **fb_activation_names
     const char **fb_loss_names
+    const char **fb_source_names
     const char **fb_optimizer_names
     const char **fb_optimizer_hyper
     void fb_prepare(const fb_optimizer *, double, int64_t, double *)
@@ -57,9 +58,16 @@ cdef extern from "fastbatch.h" nogil:
         fb_loss loss
         fb_optimizer optimizer
         int64_t y, row_loss, row_weight, row_share, gradient, scratch, scratch_bytes, parts, part_bytes
+    ctypedef struct fb_input:
+        int kind
+        int64_t size, step
+        const void *scale
+        const void *shift
+        double noise
     ctypedef struct fb_feed:
         const char *x
         int64_t x_stride
+        const fb_input *input
         const char *y
         int64_t y_stride
         const int64_t *labels

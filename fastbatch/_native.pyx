@@ -5,6 +5,8 @@
 cimport cython
 cimport numpy as cnp
 
+import numpy as np
+
 ctypedef char *address
 
 cnp.import_array()
@@ -27,6 +29,7 @@ cdef list _names(const char **table):
 
 activations = _names(<const char **>fb_activation_names)
 losses = _names(<const char **>fb_loss_names)
+sources = _names(<const char **>fb_source_names)
 optimizers = dict(zip(_names(<const char **>fb_optimizer_names), [tuple(text.split(", ")) for text in _names(<const char **>fb_optimizer_hyper)]))
 
 
@@ -71,7 +74,7 @@ cdef inline char *_data(object array) except? NULL:
     return NULL if array is None else <char *>cnp.PyArray_DATA(<cnp.ndarray?>array)
 
 
-cdef inline int64_t _stride(object array) except -1:
+cdef inline int64_t _stride(object array) except? -1:
     return 0 if array is None else cnp.PyArray_STRIDE(<cnp.ndarray?>array, 0)
 
 

@@ -59,10 +59,16 @@ cdef bint _between(const real *y, int64_t n, double least, double most) noexcept
     return good
 
 
+_ROWS_OF_SOURCES = {np.dtype(name).str[1:]: row for row, name in enumerate(sources)}
+
+
 cdef class Network:
     """An fb_network and references to the memory it points into."""
     cdef fb_network net
     cdef object held, held_in_arena
+    cdef object held_scale
+    cdef fb_input as_it_lies  # rows of elements
+    cdef const fb_input *input_of_rows  # the same, or NULL without a scale
     cdef int64_t inputs, outputs
     cdef bint takes_labels, takes_any
     cdef double least, most
@@ -91,6 +97,11 @@ cdef class Network:
         A step costs flops_per_row for each of its rows, and flops_per_step whatever their number.
         """
         self.held = (parameters, slots, steps, per_output)
+        self.as_it_lies.kind = _ROWS_OF_SOURCES[parameters.dtype.str[1:]]
+        self.as_it_lies.size = self.as_it_lies.step = parameters.itemsize
+        self.as_it_lies.scale = self.as_it_lies.shift = NULL
+        self.as_it_lies.noise = 0
+        self.input_of_rows = NULL
         self.net.kernels = fb_find_kernels(target.encode(), parameters.dtype.name.encode())
         self.size = self.net.kernels.size
         self.kind = cnp.NPY_FLOAT32 if self.size == sizeof(float) else cnp.NPY_FLOAT64
@@ -134,10 +145,29 @@ cdef class Network:
         self.labels = <int64_t *>_data(labels)
         self.rows = arena.rows
 
-    cdef fb_feed feed(self, x, y, weight, order, int64_t batch, outputs) except *:
+    def scale_inputs(self, scale, shift):
+        """Inputs are x * scale + shift from now on, (I,) elements; None for both: x."""
+        self.held_scale = scale, shift
+        self.as_it_lies.scale, self.as_it_lies.shift = _data(scale), _data(shift)
+        self.input_of_rows = NULL if scale is None else &self.as_it_lies
+
+    cdef const fb_input *describe(self, cnp.ndarray x, double noise, fb_input *input) except? NULL:
+        """`input` filled in for `x` (n, I), or NULL where its rows can be read as they lie."""
+        input[0] = self.as_it_lies
+        input.kind = _ROWS_OF_SOURCES[x.dtype.str[1:]]
+        input.size = cnp.PyArray_ITEMSIZE(x)
+        input.step = input.size if cnp.PyArray_DIM(x, 1) == 1 else cnp.PyArray_STRIDE(x, 1)
+        input.noise = noise
+        if noise == 0 and input.kind == self.as_it_lies.kind and input.step == input.size and cnp.PyArray_STRIDE(x, 0) >= 0:
+            return self.input_of_rows
+        return input
+
+    cdef fb_feed feed(self, x, y, weight, order, int64_t batch, outputs, fb_input *input, double noise=0) except *:
+        """`input` is room for what it may point to."""
         cdef fb_feed feed
         feed.x = _data(x)
         feed.x_stride = _stride(x)
+        feed.input = self.describe(x, noise, input)
         feed.labels = NULL
         feed.y = NULL
         feed.y_stride = 0
@@ -154,9 +184,10 @@ cdef class Network:
         return feed
 
     def run(self, x, y, weight, order, int64_t batch, outputs, int64_t first, int64_t last,
-            cnp.ndarray lrs, int64_t budget_ns, int threads, cnp.ndarray sums):
+            cnp.ndarray lrs, int64_t budget_ns, int threads, cnp.ndarray sums, double noise):
         """Returns next step, status, what was not finite; `sums` (2,) float64 is added to."""
-        cdef fb_feed feed = self.feed(x, y, weight, order, batch, outputs)
+        cdef fb_input input
+        cdef fb_feed feed = self.feed(x, y, weight, order, batch, outputs, &input, noise)
         cdef const double *rates = <const double *>cnp.PyArray_DATA(lrs)
         cdef fb_sums *total = <fb_sums *>cnp.PyArray_DATA(sums)
         cdef fb_outcome outcome
@@ -168,7 +199,8 @@ cdef class Network:
 
     def accumulate(self, x, y, weight, int64_t first_row, gradient, int threads, double loss, double total,
                    rows):
-        cdef fb_feed feed = self.feed(x, y, weight, None, len(x), None)
+        cdef fb_input input
+        cdef fb_feed feed = self.feed(x, y, weight, None, len(x), None, &input)
         cdef address g = _data(gradient)
         cdef fb_per_sample samples
         cdef fb_per_sample *asked = NULL
@@ -188,12 +220,14 @@ cdef class Network:
         return sums.loss, sums.weight
 
     def forward(self, x, int64_t first_row, outputs, int threads):
-        cdef fb_feed feed = self.feed(x, None, None, None, len(x), outputs)
+        cdef fb_input input
+        cdef fb_feed feed = self.feed(x, None, None, None, len(x), outputs, &input)
         with nogil:
             fb_forward(&self.net, self.arena, &feed, first_row, threads)
 
     def backward(self, x, int64_t first_row, dz, gradient, int threads):
-        cdef fb_feed feed = self.feed(x, None, None, None, len(x), None)
+        cdef fb_input input
+        cdef fb_feed feed = self.feed(x, None, None, None, len(x), None, &input)
         cdef address d = _data(dz), g = _data(gradient)
         cdef int64_t stride = _stride(dz)
         with nogil:
@@ -208,7 +242,8 @@ cdef class Network:
 
     def predict(self, x, outputs, arenas, int threads):
         """`arenas` is the memory of `threads` arenas, one behind the other."""
-        cdef fb_feed feed = self.feed(x, None, None, None, len(x), outputs)
+        cdef fb_input input
+        cdef fb_feed feed = self.feed(x, None, None, None, len(x), outputs, &input)
         cdef address memory = _data(arenas)
         with nogil:
             fb_predict(&self.net, memory, self.arena_bytes, self.rows, &feed, threads)
@@ -241,6 +276,7 @@ cdef class Network:
             return None
         feed.x = <const char *>cnp.PyArray_DATA(<cnp.ndarray>x)
         feed.x_stride = self.inputs * self.size
+        feed.input = self.input_of_rows
         feed.rows = feed.batch = cnp.PyArray_DIM(<cnp.ndarray>x, 0)
         feed.y = feed.outputs = NULL
         feed.labels = feed.order = NULL
@@ -279,6 +315,7 @@ cdef class Network:
         outputs = cnp.PyArray_EMPTY(2, shape, self.kind, 0)
         feed.x = <const char *>cnp.PyArray_DATA(<cnp.ndarray>x)
         feed.x_stride = self.inputs * self.size
+        feed.input = self.input_of_rows
         feed.y = NULL
         feed.labels = feed.order = NULL
         feed.weight = NULL

@@ -16,10 +16,13 @@ from .errors import ArgumentError, DataError, DTypeError, ShapeError
 
 __all__ = [
     "DTYPES",
+    "SOURCES",
     "as_batch_size",
     "as_dtype",
     "as_inputs",
     "as_real",
+    "as_rows",
+    "as_scale",
     "as_targets",
     "as_weight",
     "check_finite",
@@ -41,6 +44,12 @@ __all__ = [
 Array = np.ndarray
 
 DTYPES = ("float32", "float64")
+
+# What backends read as it lies, in native byte order and aligned.
+SOURCES = (
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
+)  # fmt: skip
+_SOURCE_DTYPES = frozenset(map(np.dtype, SOURCES))
 
 # rows looked at together when scanning for NaN: bounds the temporary to a few megabytes
 _SCAN = 1 << 19
@@ -81,8 +90,10 @@ def _convert(array: Array, dtype: str) -> Array:
     return array.copy(order="C")
 
 
-def as_inputs(value, width: int, dtype: str, where: str = "X", layer: str = "", empty: bool = False) -> Array:
-    """Inputs as (n, `width`) of `dtype`, rows contiguous; `empty` admits n = 0.
+def as_rows(value, width: int, dtype: str, where: str = "X", layer: str = "", empty: bool = False) -> Array:
+    """Inputs as (n, `width`), as they lie: of a dtype in SOURCES, with any strides; `empty` admits n = 0.
+
+    What backends cannot read (another dtype or byte order, elements off their alignment) comes out in `dtype`.
 
     Raises
     ------
@@ -94,7 +105,36 @@ def as_inputs(value, width: int, dtype: str, where: str = "X", layer: str = "", 
         raise ShapeError(f"{where}: expected shape (n, {width}), got {array.shape}{layer and ': ' + layer}{hint}")
     if not empty and len(array) == 0:
         raise ShapeError(f"{where}: expected at least 1 row, got shape {array.shape}")
+    if array.dtype in _SOURCE_DTYPES and array.flags.aligned:
+        return array
     return _convert(array, dtype)
+
+
+def as_inputs(value, width: int, dtype: str, where: str) -> Array:
+    """The same in `dtype`, rows contiguous; a view where that is how they lie."""
+    return _convert(as_rows(value, width, dtype, where), dtype)
+
+
+def as_scale(value, width: int, dtype: str) -> tuple[Array, Array]:
+    """``input_scale`` as scale and shift, (`width`,) of `dtype` each.
+
+    Raises
+    ------
+    ArgumentError, ShapeError, DTypeError
+    DataError
+        For a number that is not finite in `dtype`.
+    """
+    if isinstance(value, str) or not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise ArgumentError(f'input_scale: expected None, (scale, shift) or "standardize", got {value!r}')
+    parts = []
+    for name, part in zip(("scale", "shift"), value):
+        array = as_real(part, f"input_scale: {name}")
+        if array.shape not in ((), (width,)):
+            raise ShapeError(f"input_scale: {name}: expected a number or shape ({width},), got {array.shape}")
+        array = np.ascontiguousarray(np.broadcast_to(_convert(array, dtype), width))
+        check_finite(array, f"input_scale: {name}")
+        parts.append(array)
+    return parts[0], parts[1]
 
 
 def as_targets(value, loss: ops.Loss, rows: int, outputs: int, dtype: str, where: str = "y") -> Array:
@@ -280,15 +320,17 @@ def class_table(value, y: Array, loss: ops.Loss, outputs: int, weight: Array | N
     return table
 
 
-def first_nonfinite(array: Array) -> tuple[int, ...] | None:
-    """Index of the first NaN or Inf, or None. One pass; memory bounded by a block."""
+def first_nonfinite(array: Array, dtype: str | None = None) -> tuple[int, ...] | None:
+    """Index of the first NaN or Inf, in `dtype` where that is given, or None. One pass; memory bounded by a block."""
     if array.dtype.kind != "f" or array.size == 0:
         return None
+    narrower = dtype is not None and np.dtype(dtype).itemsize < array.itemsize
     block = max(1, _SCAN // max(1, array[0].size))
     for start in range(0, len(array), block):
         part = array[start : start + block]
         # NaN and Inf survive a sum; one in double cannot overflow for float32, and is looked at again if it does
         with np.errstate(all="ignore"):
+            part = part.astype(dtype) if narrower else part
             if math.isfinite(part.sum(dtype=np.float64)):
                 continue
         bad = ~np.isfinite(part)
@@ -298,19 +340,19 @@ def first_nonfinite(array: Array) -> tuple[int, ...] | None:
     return None
 
 
-def check_finite(array: Array, where: str, given=None) -> None:
-    """DataError when `array` holds NaN or Inf; names the first place.
+def check_finite(array: Array, where: str, given=None, dtype: str | None = None) -> None:
+    """DataError when `array` holds NaN or Inf, or what becomes one in `dtype`; names the first place.
 
     `given` is what `array` was converted from: a number too large for the dtype is reported as it was.
     """
-    index = first_nonfinite(array)
+    index = first_nonfinite(array, dtype)
     if index is None:
         return
     place = f"row {index[0]}" + (f", column {index[1]}" if len(index) > 1 else "")
     before = array if given is None else _as_array(given, where)
     value = before[index] if before.shape == array.shape else array[index]
     if np.isfinite(value):
-        raise DataError(f"{where}: expected numbers that {array.dtype} can hold, got {value} in {place}")
+        raise DataError(f"{where}: expected numbers that {dtype or array.dtype} can hold, got {value} in {place}")
     raise DataError(f"{where}: expected finite numbers, got {value} in {place}")
 
 

@@ -281,8 +281,9 @@ def inference_arena(plan: Plan, rows: int, activation_index: dict[str, int]) -> 
     table = _stage_table(plan, activation_index)
     widest = max(int(row["out_ld"]) for row in table)
     buffers = [carve.take("activations", rows * widest * size) for _ in range(2)]
+    inputs = carve.take("activations", rows * int(table[0]["x_ld"]) * size)  # of rows not read where they lie
     for k, row in enumerate(table):
-        row["x"] = -1 if k == 0 else table[k - 1]["out"]
+        row["x"] = inputs if k == 0 else table[k - 1]["out"]
         row["out"] = row["z"] = row["a"] = buffers[k % 2]
         row["threshold"] = 256
     return Arena(rows, carve.nbytes, table, -1, -1, -1, -1, -1, -1, 0, 0, -1, 0, carve.purposes)

@@ -14,7 +14,7 @@ import numpy as np
 
 from . import ops
 from .backends import default_name, select
-from .checks import as_inputs, count, weight_unit
+from .checks import as_rows, count, weight_unit
 from .errors import ArgumentError, DivergenceError
 from .model import Sequential
 from .plan import Plan, Stage, make_plan
@@ -45,6 +45,11 @@ class ComposedProgram:
         self.plan, self.kernels, self.state = plan, kernels, state
         self.lock = RLock()
         self._pending: list[_Trace] | None = None
+        self._scale: Array | None = None
+        self._shift: Array | None = None
+
+    def scale_inputs(self, scale: Array | None, shift: Array | None) -> None:
+        self._scale, self._shift = scale, shift
 
     def _affine(self, stage: Stage, flat: Array) -> tuple[Array, Array | None]:
         i, o = stage.inputs, stage.outputs
@@ -126,9 +131,15 @@ class ComposedProgram:
         if rows.weight is not None:
             rows.weight[:] = weight * share
 
+    @np.errstate(all="ignore")
+    def _inputs(self, x: Array) -> Array:
+        """Rows as they lie, as inputs of the network."""
+        x = np.ascontiguousarray(x, self.plan.dtype)
+        return x if self._scale is None else x * self._scale + self._shift
+
     def _batch(self, feed: Feed, rows: slice) -> tuple[Array, Array, Array | None]:
         index = rows if feed.order is None else feed.order[rows]
-        return feed.x[index], feed.y[index], None if feed.weight is None else feed.weight[index]
+        return self._inputs(feed.x[index]), feed.y[index], None if feed.weight is None else feed.weight[index]
 
     def run(self, feed: Feed, first: int, last: int, lrs: Array, budget: float, sums: Sums) -> int:
         deadline = time.monotonic() + budget
@@ -136,6 +147,10 @@ class ComposedProgram:
         for step in range(first, last):
             rows = slice(step * feed.batch, min((step + 1) * feed.batch, feed.rows))
             x, y, weight = self._batch(feed, rows)
+            if feed.noise:
+                x = x + x.dtype.type(feed.noise) * ops.random.gaussian(
+                    self.state.seed, int(self.state.steps[0]), np.arange(len(x)), x.shape[1], self.plan.dtype
+                )
             outputs, traces = self._forward(x, 0, training=True)
             da = np.empty_like(outputs)
             # only ratios of weights matter within a step; a power of two brings them to where float32 holds them
@@ -164,7 +179,7 @@ class ComposedProgram:
         rows: PerSample | None = None,
     ) -> Sums:
         if gradient is None:
-            gradient = np.zeros(self.plan.num_parameters, feed.x.dtype)
+            gradient = np.zeros(self.plan.num_parameters, self.plan.dtype)
         x, y, weight = self._batch(feed, slice(0, feed.rows))
         outputs, traces = self._forward(x, first_row, training=True)
         da = np.empty_like(outputs)
@@ -175,7 +190,7 @@ class ComposedProgram:
         return piece if sums is None else sums + piece
 
     def forward(self, x: Array, first_row: int, training: bool) -> Array:
-        outputs, traces = self._forward(x, first_row, training)
+        outputs, traces = self._forward(self._inputs(x), first_row, training)
         self._pending = traces if training else None
         return outputs
 
@@ -206,7 +221,7 @@ class ComposedProgram:
             raise
 
     def predict(self, x: Array, out: Array) -> None:
-        out[...] = self._forward(x, 0, training=False)[0]
+        out[...] = self._forward(self._inputs(x), 0, training=False)[0]
 
     def fast_step(self, x: object, y: object, lr: float) -> None:
         return None
@@ -256,14 +271,14 @@ def predict(model: Sequential, X, batch_size: int | None = None, validate: bool 
         outputs = _inference_program(model).fast_predict(X)
         if outputs is not None:
             return outputs
-    x = as_inputs(X, model.input_size, model.dtype, "X", model.first_dense, empty=True) if validate else X
+    x = as_rows(X, model.input_size, model.dtype, "X", model.first_dense, empty=True) if validate else X
     block = PREDICT_ROWS if batch_size is None else count("batch_size", batch_size)
-    return predict_rows(_inference_program(model), x, model.output_size, block)
+    return predict_rows(_inference_program(model), x, model, block)
 
 
-def predict_rows(program: Program, x: Array, outputs: int, block: int = PREDICT_ROWS) -> Array:
-    """Outputs (n, O) of `program` for rows that have passed the door, `block` of them at a time."""
-    out = np.empty((len(x), outputs), x.dtype)
+def predict_rows(program: Program, x: Array, model: Sequential, block: int = PREDICT_ROWS) -> Array:
+    """Outputs (n, O) of `program`, one of `model`, for rows that have passed the door, `block` of them at a time."""
+    out = np.empty((len(x), model.output_size), model.dtype)
     for start in range(0, len(x), block):
         program.predict(x[start : start + block], out[start : start + block])
     return out

@@ -39,11 +39,12 @@ class State:
 
 @dataclass
 class Feed:
-    """Rows to visit, as a program takes them: validated, converted, rows contiguous.
+    """Rows to visit, as a program takes them: validated; y converted, with contiguous rows.
 
     Attributes
     ----------
-    x : (n, I) ndarray of the plan's dtype
+    x : (n, I) ndarray
+        Of a dtype in :data:`fastbatch.checks.SOURCES`, with any strides: converted batch by batch.
     y : (n,) ndarray of int64, or (n, O) ndarray of the plan's dtype
     weight : (n,) ndarray of float64, or None
     order : (m,) ndarray of int64, or None for all rows in order
@@ -51,6 +52,8 @@ class Feed:
         Rows per step; the last step takes what is left.
     outputs : (m, O) ndarray, optional
         Filled with the outputs before each update, in the order visited.
+    noise : float
+        Standard deviation of what `run` adds to the inputs, :func:`fastbatch.ops.random.gaussian` of the update.
     """
 
     x: Array
@@ -59,6 +62,7 @@ class Feed:
     order: Array | None = None
     batch: int = 1
     outputs: Array | None = None
+    noise: float = 0.0
 
     @property
     def rows(self) -> int:
@@ -171,6 +175,12 @@ class Program(Protocol):
 
     @property
     def tile_rows(self) -> int: ...
+
+    def scale_inputs(self, scale: Array | None, shift: Array | None) -> None:
+        """The network reads ``x * scale + shift`` from now on, (I,) arrays of the plan's dtype; None twice: x.
+
+        Everything below does, the fast path included. No forward may be waiting for its backward.
+        """
 
     def run(self, feed: Feed, first: int, last: int, lrs: Array, budget: float, sums: Sums) -> int:
         """Make the updates `first` to `last` (exclusive) of one pass over `feed`, at the learning rates `lrs`.

@@ -705,6 +705,7 @@ UNKNOWN_KEYWORDS = {
     "Trainer.forward": (lambda **k: TRAINER.forward(X, **k), {"trainig": "training"}),
     "Trainer.backward": (lambda **k: TRAINER.backward(**k), {"dzz": "dz"}),
     "Trainer.update": (lambda **k: TRAINER.update(**k), {"lr": None}),
+    "Trainer.fold_input_scale": (lambda **k: TRAINER.fold_input_scale(**k), {"scale": None}),
     "Trainer.evaluate": (lambda **k: TRAINER.evaluate(X, Y, **k), {"sample_weights": "sample_weight"}),
     "Trainer.predict": (lambda **k: TRAINER.predict(**k), {"x": "X"}),
     "model.predict": (lambda **k: MODEL.predict(X, **k), {"batchsize": "batch_size", "validat": "validate"}),
@@ -712,6 +713,7 @@ UNKNOWN_KEYWORDS = {
     "model.save": (lambda **k: MODEL.save(**k), {"pth": "path"}),
     "model.set_weights": (lambda **k: MODEL.set_weights(**k), {"weight": "weights"}),
     "load": (lambda **k: fb.load(**k), {"pth": "path"}),
+    "augment.Noise": (lambda **k: fb.augment.Noise(**k), {"sdt": "std"}),
     "schedules.Constant": (lambda **k: fb.schedules.Constant(**k), {"learning_rate": "lr"}),
     "schedules.Step": (lambda **k: fb.schedules.Step(0.1, **k), {"step_size": None, "gama": "gamma"}),
     "schedules.Exponential": (lambda **k: fb.schedules.Exponential(0.1, **k), {"gama": "gamma"}),
@@ -763,12 +765,17 @@ def test_unknown_keywords(name, word, meant):
 
 def test_every_public_callable_is_in_the_table():
     """A new public class or function needs a row above."""
-    modules = {"kernels", "losses", "schedules"}
+    modules = {"augment", "kernels", "losses", "schedules"}
     silent = {"Callback", "History", "backends", "get_num_threads", "info", "__version__"} | modules
     errors = {name for name in fb.__all__ if name.endswith("Error")}
     assert {name for name in UNKNOWN_KEYWORDS if "." not in name} == set(fb.__all__) - silent - errors
-    for module, prefix in ((kernels, "kernels."), (fb.losses, "losses."), (fb.schedules, "schedules.")):
-        apart = ("LOSSES", "Loss", "SCHEDULES", "Schedule")
+    for module, prefix in (
+        (fb.augment, "augment."),
+        (kernels, "kernels."),
+        (fb.losses, "losses."),
+        (fb.schedules, "schedules."),
+    ):
+        apart = ("Augmentation", "LOSSES", "Loss", "SCHEDULES", "Schedule", "noise_of")
         public = {prefix + name for name in module.__all__ if name not in apart}
         assert public == {name for name in UNKNOWN_KEYWORDS if name.startswith(prefix)}
     methods = {f"Trainer.{name}" for name, value in vars(fb.Trainer).items() if callable(value) and name[0] != "_"}

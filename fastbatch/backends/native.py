@@ -267,6 +267,10 @@ class FusedProgram:
         update = 0 if share == _FORWARD else self._update_flops
         return threads.allowed(self.num_threads, share * rows * self._flops_per_row + update)
 
+    def scale_inputs(self, scale: Array | None, shift: Array | None) -> None:
+        for network in (self._training, self._inference):
+            network.scale_inputs(scale, shift)
+
     @property
     def tile_rows(self) -> int:
         if self.plan.is_small:
@@ -293,7 +297,7 @@ class FusedProgram:
         threads_ = self._begin(batch)
         step, status, value = self._training.run(
             feed.x, feed.y, feed.weight, feed.order, batch, feed.outputs, first, last, lrs, int(budget * 1e9),
-            threads_, sums.totals,
+            threads_, sums.totals, feed.noise,
         )  # fmt: skip
         if status != _native.OK:
             raise self._diverged(status, value)
@@ -316,7 +320,7 @@ class FusedProgram:
         )
 
     def forward(self, x: Array, first_row: int, training: bool) -> Array:
-        out = np.empty((len(x), self.plan.outputs), x.dtype)
+        out = np.empty((len(x), self.plan.outputs), self.plan.dtype)
         if not training:
             self.predict(x, out)
             return out

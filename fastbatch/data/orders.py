@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from ..backends import get
+from ..ops.random import draws
 
 __all__ = ["epoch_order"]
 
 
-def epoch_order(rows: np.ndarray | int, seed: int, epoch: int, shuffle: bool, backend: str) -> np.ndarray | None:
+def epoch_order(
+    rows: np.ndarray | int, seed: int, epoch: int, shuffle: bool, backend: str, cumulative: np.ndarray | None = None
+) -> np.ndarray | None:
     """Order of one epoch, or None where rows are visited as they lie.
 
     Parameters
@@ -21,9 +24,13 @@ def epoch_order(rows: np.ndarray | int, seed: int, epoch: int, shuffle: bool, ba
     shuffle : bool
     backend : str
         Whose implementation of the one permutation to use.
+    cumulative : (m,) ndarray of float64, optional
+        Running sum of weights: as many rows are drawn with replacement in proportion to them.
     """
     if not shuffle:
         return None if isinstance(rows, int) else rows
     n = rows if isinstance(rows, int) else len(rows)
     order = get(backend).permutation(n, seed, epoch)
+    if cumulative is not None:
+        order = draws(cumulative, n, seed, epoch)[order]
     return order if isinstance(rows, int) else rows[order]

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["dropout_mask", "dropout_threshold", "generator", "permutation", "philox"]
+__all__ = ["draws", "dropout_mask", "dropout_threshold", "gaussian", "generator", "permutation", "philox"]
 
 # Purposes keep the streams of one seed apart; a counter word carries layer | purpose << 16.
-DROPOUT, SHUFFLE = 1, 2
+DROPOUT, SHUFFLE, SAMPLE, NOISE = 1, 2, 3, 4
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -80,6 +80,44 @@ def dropout_mask(seed: int, update: int, layer: int, rows: np.ndarray, units: in
     return little_endian.view(np.uint8).reshape(len(rows), 16 * blocks)[:, :units] <= threshold - 1
 
 
+# z = u p(s) with s = sqrt(-ln(1 - u^2)) inverts the normal distribution function at u = 2 Phi(z) - 1. A minimax fit of
+# relative error 5.4e-5 up to the largest u, where z = 5.4; the distribution function of the result is right to 1.3e-5.
+_NORMAL = (
+    1.2533808946609497, -0.0023126606829464436, 0.3402058780193329, -0.016098503023386, 0.003919433336704969,
+    0.047024551779031754, -0.04592321440577507, 0.01663464866578579, -0.002722563687711954, 0.0001701445144135505,
+)  # fmt: skip
+
+
+def gaussian(seed: int, update: int, rows: np.ndarray, units: int, dtype: str) -> np.ndarray:
+    """Normal numbers of mean 0 and variance 1.
+
+    Parameters
+    ----------
+    seed, update : int
+        Trainer seed, number of updates made so far.
+    rows : (B,) ndarray of int
+        Position of each row in the logical batch.
+    units : int
+    dtype : str
+
+    Returns
+    -------
+    (B, units) ndarray of `dtype`
+        A Philox block serves 4 units. The upper 24 bits of a word are u, symmetric and never -1, 0 or 1, so the mean is
+        0 and no number is larger than 5.42.
+    """
+    blocks = -(-units // 4)
+    words = philox((np.arange(blocks)[None, :], rows[:, None], NOISE << 16, update & 0xFFFFFFFF), seed)
+    word = np.stack(words, axis=-1).astype(np.uint32).view(np.int32).reshape(len(rows), 4 * blocks)[:, :units]
+    real = np.dtype(dtype).type
+    u = ((word >> 8).astype(dtype) + real(0.5)) * real(2.0**-23)
+    s = np.sqrt(-np.log((1 - u) * (1 + u)))
+    z = np.full_like(s, _NORMAL[-1])
+    for coefficient in _NORMAL[-2::-1]:
+        z = z * s + real(coefficient)
+    return u * z
+
+
 def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     """Shuffle ``0 .. n-1``: Fisher-Yates from the top, ``j = floor(word64 * (i + 1) / 2^64)``.
 
@@ -97,6 +135,28 @@ def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
         j = w * (i + 1) >> 64
         order[i], order[j] = order[j], order[i]
     return np.array(order, np.int64)
+
+
+def draws(cumulative: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
+    """Indices drawn with replacement, each in proportion to its weight; ascending, which is six times as fast.
+
+    Parameters
+    ----------
+    cumulative : (n,) ndarray of float64
+        Running sum of the weights; the last one is above 0.
+    count, seed, epoch : int
+
+    Returns
+    -------
+    (count,) ndarray of int64
+        Where the weights have summed up to more than u of their total, for each u of the upper 53 bits of two
+        consecutive Philox words, low first. A weight of 0 is never drawn.
+    """
+    blocks = np.arange((count + 1) // 2)
+    w0, w1, w2, w3 = philox((blocks & 0xFFFFFFFF, blocks >> 32, SAMPLE << 16, epoch & 0xFFFFFFFF), seed)
+    word = np.stack([w0 | w1 << _SHIFT, w2 | w3 << _SHIFT], axis=1).ravel()[:count]
+    # below the total, as (1 - 2^-53) c never rounds to a normal c
+    return np.searchsorted(cumulative, np.sort(word >> np.uint64(11)) * 2.0**-53 * cumulative[-1], side="right")
 
 
 def generator(seed: int, *stream: int) -> np.random.Generator:

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from .. import checks, ops
+from ..data.scaling import standardization
 from ..data.splits import validation_split as split_rows
-from ..errors import ArgumentError, BusyError
+from ..errors import ArgumentError, BusyError, DataError, unknown_name
 from ..model import Sequential
 from ..protocol import Feed, Lock
 from .callbacks import Callback, bar_for
 
-__all__ = ["Data", "Exclusive", "FitData", "data_of", "fit_data", "hooks_of", "inputs_of"]
+__all__ = ["Data", "Exclusive", "FitData", "data_of", "fit_data", "hooks_of", "inputs_of", "sampling_of", "scale_of"]
 
 Array = np.ndarray
 
@@ -65,7 +66,7 @@ class Data:
 
 
 def inputs_of(model: Sequential, x, where: str = "x", empty: bool = False) -> Array:
-    return checks.as_inputs(x, model.input_size, model.dtype, where, model.first_dense, empty)
+    return checks.as_rows(x, model.input_size, model.dtype, where, model.first_dense, empty)
 
 
 def data_of(
@@ -86,11 +87,14 @@ class FitData:
     rows : int or (m,) ndarray of int64
         Number of rows, all of them trained on; or the indices of those that are.
     validation : Data, optional
+    cumulative : (m,) ndarray of float64, optional
+        Running sum of what training rows are drawn by.
     """
 
     given: Data
     rows: int | Array
     validation: Data | None
+    cumulative: Array | None = None
 
     @property
     def total(self) -> int:
@@ -135,13 +139,48 @@ def fit_data(
         if data.validation is not None:
             data.validation.weigh(checks.class_factors(table, data.validation.y, loss, "validation y"))
     if check_finite:
-        checks.check_finite(given.x, "X", X)
+        checks.check_finite(given.x, "X", X, model.dtype)
         checks.check_finite(given.y, "y", y)
         checks.check_finite(model.parameters, "model.parameters")
         if data.validation is not None:
-            checks.check_finite(data.validation.x, "validation X")
+            checks.check_finite(data.validation.x, "validation X", dtype=model.dtype)
             checks.check_finite(data.validation.y, "validation y")
     return data
+
+
+def sampling_of(model: Sequential, loss: ops.Loss, data: FitData, value, shuffle: bool) -> Array | None:
+    """Running sum of what the training rows of `data` are drawn by, from ``sampling``; None where each comes once."""
+    if value is None:
+        return None
+    if not shuffle:
+        raise ArgumentError("fit: expected shuffle=True with sampling, which draws rows at random, got False")
+    given, rows = data.given, slice(data.rows) if isinstance(data.rows, int) else data.rows
+    if isinstance(value, str):
+        if value != "balanced":
+            raise unknown_name("fit(sampling=)", value, ("balanced",))
+        counted = None if given.weight is None else given.weight[rows]
+        weight = checks.class_factors(
+            checks.class_table(value, given.y[rows], loss, model.output_size, counted), given.y, loss, "y"
+        )
+        if loss.ignored is not None and given.weight is not None:
+            weight = np.where(given.weight > 0, weight, 0.0)
+    else:
+        weight = np.asarray(checks.as_weight(value, len(given.x), "sampling"))
+    cumulative = np.cumsum(weight[rows])
+    if not 0 < cumulative[-1] < np.inf:
+        raise DataError("sampling: expected weights above 0 with a finite sum over the training rows")
+    return cumulative
+
+
+def scale_of(model: Sequential, data: FitData, value) -> tuple[Array, Array] | None:
+    """``input_scale`` of a fit on `data` as scale and shift; None where it leaves the trainer's as it is."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        return checks.as_scale(value, model.input_size, model.dtype)
+    if value != "standardize":
+        raise unknown_name("fit(input_scale=)", value, ("standardize",))
+    return standardization(data.given.x, data.rows, model.dtype)
 
 
 def _validation(model: Sequential, loss: ops.Loss, value, share: float) -> Data:

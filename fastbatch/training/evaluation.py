@@ -21,7 +21,7 @@ __all__ = ["evaluate"]
 def evaluate(trainer: Trainer, data: Data) -> dict:
     """See :meth:`fastbatch.Trainer.evaluate`."""
     loss, kernels, total = trainer.loss, get_backend(trainer.backend), Sums()
-    outputs = predict_rows(trainer._program, data.x, trainer.model.output_size)
+    outputs = predict_rows(trainer._program, data.x, trainer.model)
     for start in range(0, len(data.x), PREDICT_ROWS):
         rows = slice(start, start + PREDICT_ROWS)
         block, part = outputs[rows], data.take(rows)

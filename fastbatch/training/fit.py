@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import checks, ops
+from ..augment import noise_of
 from ..data.orders import epoch_order
 from ..protocol import Feed, Sums
 from ..schedules import Schedule
@@ -41,7 +42,7 @@ class Settings:
     ----------
     batch_size : int
         More than there are rows is all of them, and so is "full" here.
-    epochs, shuffle, drop_last, validation_split, class_weight, check_finite
+    epochs, shuffle, drop_last, validation_split, class_weight, check_finite, augment
         As in :meth:`fastbatch.Trainer.fit`.
     """
 
@@ -52,6 +53,7 @@ class Settings:
     validation_split: float
     class_weight: dict[int, float] | str | None
     check_finite: bool
+    augment: Any = ()
 
     def __post_init__(self) -> None:
         self.batch_size = checks.as_batch_size(self.batch_size, sys.maxsize)
@@ -60,6 +62,7 @@ class Settings:
         self.drop_last = checks.flag("drop_last", self.drop_last)
         self.validation_split = checks.fraction("validation_split", self.validation_split)
         self.check_finite = checks.flag("check_finite", self.check_finite)
+        self.noise = noise_of(self.augment)
 
     @property
     def of_data(self) -> dict[str, Any]:
@@ -156,11 +159,12 @@ class Fit:
         """The pass of the running epoch."""
         if self.order_epoch is None:
             self.order_epoch = trainer.epochs
-        order = epoch_order(data.rows, trainer.seed, self.order_epoch, self.settings.shuffle, trainer.backend)
+        shuffle, backend = self.settings.shuffle, trainer.backend
+        order = epoch_order(data.rows, trainer.seed, self.order_epoch, shuffle, backend, data.cumulative)
         feed = data.feed(order, min(self.settings.batch_size, data.total), self.settings.drop_last)
         if trainer.metrics and self.outputs is None:
             self.outputs = np.empty((feed.rows, trainer.model.output_size), trainer.model.dtype)
-        feed.outputs = self.outputs
+        feed.outputs, feed.noise = self.outputs, self.settings.noise
         return feed
 
     def _updates(self, trainer: Trainer, feed: Feed) -> bool:

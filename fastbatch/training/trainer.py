@@ -8,13 +8,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from .. import checks, memory, ops
+from ..augment import Augmentation
 from ..errors import ArgumentError, DivergenceError, ShapeError, named_keywords, unknown_name
+from ..layers import Dense
 from ..model import Sequential
 from ..plan import make_plan
 from ..program import gradient_norms, make_program, predict_rows
 from ..protocol import Feed, State, Sums
 from .callbacks import Callback
-from .door import Data, Exclusive, data_of, fit_data, hooks_of, inputs_of
+from .door import Data, Exclusive, data_of, fit_data, hooks_of, inputs_of, sampling_of, scale_of
 from .evaluation import evaluate
 from .fit import Fit, Settings
 from .history import History
@@ -66,6 +68,10 @@ class Trainer:
         Set it in a callback to end the fit.
     lr_factor : float
         Multiplies every rate of the optimizer's lr; 1.0 until ReduceLROnPlateau or the user changes it.
+    input_scale : (scale (I,), shift (I,)) or None
+        Every method of the trainer that takes inputs trains on or predicts from ``x * scale + shift``. Set by `fit`, or
+        by hand to a pair of numbers or arrays; ``model.predict`` and a saved model do not know of it, but for
+        :meth:`fold_input_scale`.
     threads_used : int
         Threads that the last fit or step ran on.
     tile_rows : int
@@ -112,6 +118,7 @@ class Trainer:
         self.history = History()
         self.stop_training = False
         self.lr_factor = 1.0
+        self._input_scale: tuple[Array, Array] | None = None
         self._slots = memory.zeros((self.optimizer.slots, model.num_parameters), model.dtype)
         self._steps = np.zeros(1, np.int64)
         self._gradient: Array | None = None  # what backward has added since the last update
@@ -125,6 +132,7 @@ class Trainer:
         self._busy = Exclusive(self._program.lock)
         self._forward_shape: tuple[int, int] | None = None
         self._fit: Fit | None = None  # the running fit, or the last one
+        self._program.scale_inputs(*self._input_scale or (None, None))
 
     def __getstate__(self) -> dict:
         state = self.__dict__.copy()
@@ -160,6 +168,47 @@ class Trainer:
         """Threads that the last fit or step ran on."""
         return self._program.threads_used
 
+    @property
+    def input_scale(self) -> tuple[Array, Array] | None:
+        return None if self._input_scale is None else (self._input_scale[0].copy(), self._input_scale[1].copy())
+
+    @input_scale.setter
+    def input_scale(self, value) -> None:
+        with self._busy:
+            self._scale(None if value is None else checks.as_scale(value, self.model.input_size, self.model.dtype))
+
+    def _scale(self, value: tuple[Array, Array] | None) -> None:
+        self._input_scale = value
+        self._forward_shape = None
+        self._program.scale_inputs(*value or (None, None))
+
+    @named_keywords
+    def fold_input_scale(self) -> None:
+        """Move ``input_scale`` into the first layer's weights and bias: the model then takes x as it is.
+
+        Outputs change by rounding only. The optimizer's state stays that of the weights before, so fold when training
+        is over: before ``model.save``, ``model.predict`` or an export.
+
+        Raises
+        ------
+        ArgumentError
+            When the first layer is not Dense, or has no bias to take the shift. Nothing has been changed then.
+        """
+        with self._busy:
+            if self._input_scale is None:
+                return
+            scale, shift = (part.astype(np.float64) for part in self._input_scale)
+            first = self.model.layers[0]
+            if not isinstance(first, Dense):
+                raise ArgumentError(f"fold_input_scale: expected Dense as the first layer, got {first}")
+            if not first.bias and shift.any():
+                raise ArgumentError("fold_input_scale: expected a first layer with a bias to take the shift, got none")
+            w, b = self.model.weights[0]
+            if b is not None:
+                b += (shift @ w).astype(b.dtype)
+            w *= scale[:, None].astype(w.dtype)
+            self._scale(None)
+
     def _data(self, x, y, weight=None) -> Data:
         return data_of(self.model, self.loss, x, y, weight)
 
@@ -182,13 +231,17 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         verbose: int | str = "auto",
         check_finite: bool = True,
+        input_scale: tuple | str | None = None,
+        sampling=None,
+        augment: Augmentation | Sequence[Augmentation] = (),
     ) -> History:
         """Train for `epochs` passes over the rows; fit(2) and fit(2) again is fit(4) to the bit.
 
         Parameters
         ----------
         X : (n, I) array_like
-            Any real or integer dtype. Used in place where it is of the model's dtype with contiguous rows.
+            Any real or integer dtype, in any layout, also read-only or mapped from a file: gathered and converted batch
+            by batch. Only another byte order, float128 and misaligned elements are converted as a whole.
         y : array_like
             Labels (n,), distributions (n, O), or values (n, O); (n,) and (n, 1) are the same where O = 1.
         batch_size : int or "full", default 32
@@ -209,6 +262,15 @@ class Trainer:
             1: bar and a line per epoch; 2: lines; 0: nothing; "auto": a bar where stderr is a terminal.
         check_finite : bool, default True
             Refuse NaN and Inf in X, y and the parameters before anything changes; one pass over the data.
+        input_scale : (scale, shift) or "standardize", optional
+            Train on ``x * scale + shift``, numbers or one per column; (1 / 255, 0) takes bytes to [0, 1]. "standardize"
+            takes mean and standard deviation of the training rows, each counted once whatever its weight; a constant
+            column becomes 0. Kept in the trainer's attribute of that name, which None leaves as it is.
+        sampling : "balanced" or (n,) array_like, optional
+            An epoch draws as many rows as there are, with replacement: "balanced" all classes as often, else in
+            proportion to these weights, as torch's WeightedRandomSampler does. Nothing else sees them.
+        augment : sequence of fastbatch.augment objects
+            What is done to the inputs of every batch as it is gathered: ``[fb.augment.Noise(0.1)]``.
 
         Returns
         -------
@@ -228,9 +290,15 @@ class Trainer:
             Within about 50 ms or one step of Ctrl-C; the trainer stays valid and a further fit goes on.
         """
         with self._busy:
-            settings = Settings(batch_size, epochs, shuffle, drop_last, validation_split, class_weight, check_finite)
+            settings = Settings(
+                batch_size, epochs, shuffle, drop_last, validation_split, class_weight, check_finite, augment
+            )
             data = fit_data(self.model, self.loss, self.seed, X, y, sample_weight, validation_data, **settings.of_data)
             hooks = hooks_of(callbacks, verbose)
+            data.cumulative = sampling_of(self.model, self.loss, data, sampling, settings.shuffle)
+            scale = scale_of(self.model, data, input_scale)
+            if scale is not None:
+                self._scale(scale)
             self._fit = Fit(settings)
             return self._fit.run(self, data, hooks)
 
@@ -273,7 +341,7 @@ class Trainer:
                 self._program.run(feed, 0, 1, np.array([self._rate(self.steps)]), 0.0, sums)
             except DivergenceError:
                 # looked at only now, so that a healthy step does not pay for it
-                checks.check_finite(data.x, "x", x)
+                checks.check_finite(data.x, "x", x, self.model.dtype)
                 checks.check_finite(data.y, "y", y)
                 raise
             return sums.mean()
@@ -435,4 +503,4 @@ class Trainer:
         outputs = self._program.fast_predict(X)
         if outputs is not None:
             return outputs
-        return predict_rows(self._program, inputs_of(self.model, X, "X", empty=True), self.model.output_size)
+        return predict_rows(self._program, inputs_of(self.model, X, "X", empty=True), self.model)
