@@ -164,7 +164,7 @@ F = TypeVar("F", bound=Callable)
 def named_keywords(function: F, name: str | None = None) -> F:
     """Make an unknown keyword a TypeError with a did-you-mean. The signature stays visible to ``inspect``."""
     code = function.__code__  # inspect.signature says the same and takes a hundred times longer at import
-    known = [p for p in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if p != "self"]
+    known = [p for p in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if p not in ("self", "cls")]
     accepted = frozenset(known)
     label = name or f"fastbatch.{function.__qualname__}"
 

@@ -6,18 +6,18 @@ import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from . import checks, memory, ops
-from .errors import ArgumentError, CheckpointError, FastbatchError, ShapeError, did_you_mean, named_keywords
+from . import checks, memory, ops, storage
+from .errors import ArgumentError, ShapeError, did_you_mean, named_keywords
 from .layers import LAYERS, Activation, Dense, Dropout, Layer
 
 __all__ = ["MLP", "Sequential", "load"]
 
-FORMAT_VERSION = 1
+# What the names of tensors begin with that a trainer has written beside those of its model
+OF_THE_TRAINER = "trainer/"
 
 _OF_THE_TRAINER = {
     "backward", "compile", "evaluate", "fit", "fit_generator", "forward", "gradient_norms", "gradients", "partial_fit",
@@ -237,22 +237,24 @@ class Sequential:
         """
         import json
 
-        from safetensors.numpy import save
+        tensors, description = model_parts(self)
+        storage.write(path, tensors, {"model": json.dumps(description)})
 
-        tensors = {}
-        for k, (w, b) in enumerate(self._weights):
-            tensors[f"{k}.w"] = w
-            if b is not None:
-                tensors[f"{k}.b"] = b
-        description = {
-            "layers": [[type(layer).__name__, asdict(layer)] for layer in self.layers],
-            "input_size": self.input_size,
-            "seed": self.seed,
-            "dtype": self.dtype,
-            "loss": None if self.loss is None else [self.loss.name, asdict(self.loss)],
-        }
-        metadata = {"format": "fastbatch", "format_version": str(FORMAT_VERSION), "model": json.dumps(description)}
-        write_atomically(path, save(tensors, metadata))
+
+def model_parts(model: Sequential) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Tensors and description of a model, as files hold them."""
+    tensors = {}
+    for k, (w, b) in enumerate(model.weights):
+        tensors[f"{k}.w"] = w
+        if b is not None:
+            tensors[f"{k}.b"] = b
+    return tensors, {
+        "layers": [[type(layer).__name__, asdict(layer)] for layer in model.layers],
+        "input_size": model.input_size,
+        "seed": model.seed,
+        "dtype": model.dtype,
+        "loss": None if model.loss is None else [model.loss.name, asdict(model.loss)],
+    }
 
 
 def _dense_shapes(layers: Sequence[Layer], width: int) -> list[tuple[int, int, bool]]:
@@ -265,26 +267,9 @@ def _dense_shapes(layers: Sequence[Layer], width: int) -> list[tuple[int, int, b
     return shapes
 
 
-def write_atomically(path: str | os.PathLike, data: bytes) -> None:
-    """Write beside `path` and rename, so that `path` is the old file or the new one and never half of either."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: expected a folder that exists, got {path.parent}")
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 @named_keywords
 def load(path: str | os.PathLike) -> Sequential:
-    """Read a model that :meth:`Sequential.save` wrote.
+    """Read a model that :meth:`Sequential.save` wrote, or that of a file of :meth:`Trainer.save`.
 
     Raises
     ------
@@ -294,31 +279,14 @@ def load(path: str | os.PathLike) -> Sequential:
     """
     import json
 
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(os.fspath(path), framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != "fastbatch":
-                raise CheckpointError(f"{path}: expected a model saved by fastbatch, got another safetensors file")
-            version = int(metadata["format_version"])
-            if version > FORMAT_VERSION:
-                raise CheckpointError(
-                    f"{path}: expected format version {FORMAT_VERSION} or older, got {version}, from a newer fastbatch"
-                )
-            keys = file.keys()  # not a dict: it cannot be iterated itself
-            return _build(json.loads(metadata["model"]), {key: file.get_tensor(key) for key in keys})
-    except (SafetensorError, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise CheckpointError(f"{path}: expected a safetensors file, got something unreadable: {error}") from error
-    except (FastbatchError, KeyError, TypeError, ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path}: the description of the model is damaged: {error}") from error
+    tensors, metadata = storage.read(path)
+    with storage.damaged(path, "description of the model"):
+        return model_from(json.loads(metadata["model"]), tensors)
 
 
-def _build(description: dict, tensors: dict[str, np.ndarray]) -> Sequential:
+def model_from(description: dict, tensors: dict[str, np.ndarray]) -> Sequential:
+    """The model that :func:`model_parts` took apart; tensors of a trainer's own are left alone."""
+    tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(OF_THE_TRAINER)}
     layers = [LAYERS[name](**fields) for name, fields in description["layers"]]
     shapes: dict[str, tuple[int, ...]] = {}
     for k, (i, o, bias) in enumerate(_dense_shapes(layers, description["input_size"])):

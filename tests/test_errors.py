@@ -710,6 +710,9 @@ UNKNOWN_KEYWORDS = {
     "Trainer.predict": (lambda **k: TRAINER.predict(**k), {"x": "X"}),
     "model.predict": (lambda **k: MODEL.predict(X, **k), {"batchsize": "batch_size", "validat": "validate"}),
     "model.predict_proba": (lambda **k: MODEL.predict_proba(X, **k), {"batchsize": "batch_size"}),
+    "Trainer.save": (lambda **k: TRAINER.save(**k), {"pth": "path"}),
+    "Trainer.load": (lambda **k: fb.Trainer.load("x", **k), {"custm": "custom"}),
+    "Trainer.resume": (lambda **k: TRAINER.resume(X, Y, **k), {"callback": "callbacks", "epochs": None}),
     "model.save": (lambda **k: MODEL.save(**k), {"pth": "path"}),
     "model.set_weights": (lambda **k: MODEL.set_weights(**k), {"weight": "weights"}),
     "load": (lambda **k: fb.load(**k), {"pth": "path"}),
@@ -778,7 +781,7 @@ def test_every_public_callable_is_in_the_table():
         apart = ("Augmentation", "LOSSES", "Loss", "SCHEDULES", "Schedule", "noise_of")
         public = {prefix + name for name in module.__all__ if name not in apart}
         assert public == {name for name in UNKNOWN_KEYWORDS if name.startswith(prefix)}
-    methods = {f"Trainer.{name}" for name, value in vars(fb.Trainer).items() if callable(value) and name[0] != "_"}
+    methods = {f"Trainer.{n}" for n in vars(fb.Trainer) if n[0] != "_" and callable(getattr(fb.Trainer, n))}
     assert methods == {name for name in UNKNOWN_KEYWORDS if name.startswith("Trainer.")}
 
 

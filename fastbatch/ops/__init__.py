@@ -9,7 +9,7 @@ from . import random
 from .activations import ACTIVATIONS, SYNONYMS, Activation
 from .initializers import AUTO, INITIALIZERS, Initializer
 from .losses import LOSSES, Loss
-from .metrics import METRICS, Metric, custom, measure, top_k
+from .metrics import METRICS, Metric, as_given, custom, measure, top_k
 from .optimizers import OPTIMIZERS, SGD, Adam, Optimizer
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Adam",
     "Loss",
     "Optimizer",
+    "as_given",
     "get_activation",
     "get_initializer",
     "get_loss",

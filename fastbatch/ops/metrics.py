@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import ArgumentError
 from .losses import Loss
 
-__all__ = ["METRICS", "Metric", "custom", "measure", "top_k"]
+__all__ = ["METRICS", "Metric", "as_given", "custom", "measure", "top_k"]
 
 Array = np.ndarray
 Metric = Callable[[Array, Array, "Array | None", Loss], Any]  # of outputs, targets, row weights and loss
@@ -41,6 +41,13 @@ def measure(metrics: Mapping[str, Metric], a: Array, y: Array, weight: Array | N
 def custom(function: Callable[[Array, Array], float]) -> Metric:
     """The metric of a user's ``function(y_true, y_pred)``, which is not told of weights; NaN of no rows."""
     return partial(_custom, function=function)
+
+
+def as_given(name: str, metric: Metric) -> str | Callable:
+    """What a trainer was given: the name, or the user's function."""
+    if isinstance(metric, partial) and metric.func is _custom:
+        return metric.keywords["function"]
+    return name
 
 
 def _custom(a: Array, y: Array, weight: Array | None, loss: Loss, function: Callable) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +19,18 @@ from ..model import Sequential
 from ..protocol import Feed, Lock
 from .callbacks import Callback, bar_for
 
-__all__ = ["Data", "Exclusive", "FitData", "data_of", "fit_data", "hooks_of", "inputs_of", "sampling_of", "scale_of"]
+__all__ = [
+    "Data", "Exclusive", "Fingerprint", "FitData", "check_same", "data_of", "fingerprint", "fit_data", "hooks_of",
+    "inputs_of", "sampling_of", "scale_of",
+]  # fmt: skip
 
 Array = np.ndarray
+
+# Shape, dtype and checksum by name; None for what was not given
+Fingerprint = dict[str, tuple[tuple[int, ...], str, str] | None]
+
+# Elements of an array that a checksum reads at most, evenly spaced rows of evenly spaced columns: a millisecond
+SAMPLE_ROWS, SAMPLE_COLUMNS = 1024, 256
 
 
 class Exclusive:
@@ -181,6 +191,41 @@ def scale_of(model: Sequential, data: FitData, value) -> tuple[Array, Array] | N
     if value != "standardize":
         raise unknown_name("fit(input_scale=)", value, ("standardize",))
     return standardization(data.given.x, data.rows, model.dtype)
+
+
+def fingerprint(data: FitData, dtype: str) -> Fingerprint:
+    """What tells these data from others, as a network of `dtype` sees them."""
+    found: Fingerprint = {}
+    for where, part in (("", data.given), ("validation ", data.validation)):
+        for label, name in (("X", "x"), ("y", "y"), ("row weights", "weight")):
+            found[where + label] = None if part is None else _print(getattr(part, name), dtype if name == "x" else None)
+    return found
+
+
+def _print(array: Array | None, dtype: str | None) -> tuple[tuple[int, ...], str, str] | None:
+    if array is None:
+        return None
+    sample = array
+    for axis, most in enumerate((SAMPLE_ROWS, SAMPLE_COLUMNS)[: array.ndim]):
+        if array.shape[axis] > most:
+            sample = sample.take(np.linspace(0, array.shape[axis] - 1, most).astype(np.int64), axis)
+    if dtype is not None:
+        sample = sample.astype(dtype)
+    digest = hashlib.blake2b(sample.tobytes(), digest_size=16).hexdigest()
+    return array.shape, sample.dtype.str, digest
+
+
+def check_same(expected: Fingerprint, data: FitData, dtype: str) -> None:
+    """DataError that says what differs, unless `data` are those of the fingerprint."""
+    found = fingerprint(data, dtype)
+    for name, then in expected.items():
+        now = found[name]
+        if now == then:
+            continue
+        words = ["none" if one is None else f"{np.dtype(one[1])} {one[0]}" for one in (then, now)]
+        if words[0] == words[1]:
+            words[1] = "other values"
+        raise DataError(f"resume: expected the {name} of the interrupted fit, {words[0]}, got {words[1]}")
 
 
 def _validation(model: Sequential, loss: ops.Loss, value, share: float) -> Data:

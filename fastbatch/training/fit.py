@@ -13,10 +13,11 @@ import numpy as np
 from .. import checks, ops
 from ..augment import noise_of
 from ..data.orders import epoch_order
+from ..errors import ArgumentError
 from ..protocol import Feed, Sums
 from ..schedules import Schedule
-from .callbacks import Callback, steps_to_stop
-from .door import FitData
+from .callbacks import Callback, matching_states, states_of, steps_to_stop
+from .door import Fingerprint, FitData, check_same, fingerprint
 from .evaluation import evaluate
 from .history import History
 
@@ -33,6 +34,11 @@ CHUNK = 0.05
 # Updates in one call at most: 2 MB of learning rates, for about CHUNK seconds of the shortest steps.
 CHUNK_STEPS = 1 << 18
 
+# Attributes of a Fit that files hold as they are; one that an older file lacks keeps its first value.
+PROGRESS = ("epoch", "order_epoch", "counted", "finished", "outputs")
+
+States = list[tuple[str, bool, dict[str, Any]]]
+
 
 @dataclass
 class Settings:
@@ -42,7 +48,7 @@ class Settings:
     ----------
     batch_size : int
         More than there are rows is all of them, and so is "full" here.
-    epochs, shuffle, drop_last, validation_split, class_weight, check_finite, augment
+    epochs, shuffle, drop_last, validation_split, class_weight, check_finite, augment, sampling
         As in :meth:`fastbatch.Trainer.fit`.
     """
 
@@ -54,6 +60,7 @@ class Settings:
     class_weight: dict[int, float] | str | None
     check_finite: bool
     augment: Any = ()
+    sampling: Any = None
 
     def __post_init__(self) -> None:
         self.batch_size = checks.as_batch_size(self.batch_size, sys.maxsize)
@@ -95,6 +102,8 @@ class Fit:
         Outputs before these updates, where the trainer has metrics.
     counted : bool
         Whether ``trainer.epochs`` counts the running epoch already: all updates are made, validation is not.
+    finished : bool
+        Nothing is left to do: all epochs are made, or a callback has ended the fit for good.
     hooks : list of Callback
         Empty unless the fit is running.
     """
@@ -103,7 +112,15 @@ class Fit:
         self.settings = settings
         self.history = History()
         self.epoch = 0
+        self.finished = False
         self.hooks: list[Callback] = []
+        self._data: FitData | None = None
+        self._begun = False  # all hooks are: their states are theirs, not those of the last run
+        self._chunk_start: int | None = None
+        # of an interrupted run: trainer.steps, what the data was, class, `steers` and state of callbacks
+        self._left_at = 0
+        self._fingerprint: Fingerprint = {}
+        self._states: States | None = None  # None: it has never run
         self._source: tuple[float | Schedule, float] | None = None
         self._first, self._lrs = 0, np.empty(0)
         self._rest()
@@ -117,21 +134,80 @@ class Fit:
 
     def run(self, trainer: Trainer, data: FitData, hooks: list[Callback]) -> History:
         """Go on to the end, or until a callback stops the trainer."""
+        states = [] if self._states is None else matching_states(hooks, self._states)
         trainer.history, trainer.stop_training = self.history, False
         trainer.model.loss = trainer.loss
-        self.hooks = hooks
+        self.hooks, self._data = hooks, data
         try:
             with ExitStack() as ends:
                 for hook in hooks:
                     hook.trainer = trainer
                     ends.callback(hook.on_train_end)
                     hook.on_train_begin()
+                for hook, state in zip(hooks, states):
+                    if state is not None:
+                        hook.set_state(state)
+                self._begun = True
                 while self.epoch < self.settings.epochs and not trainer.stop_training:
                     if not self._epoch(trainer, data):
                         break
+            self.finished = self.epoch >= self.settings.epochs or any(hook.ended for hook in hooks)
         finally:
-            self.hooks = []
+            try:
+                self._leave(trainer)
+            finally:
+                self.hooks, self._data, self._begun = [], None, False
         return self.history
+
+    def _leave(self, trainer: Trainer) -> None:
+        """Note what going on will ask for."""
+        if self.finished:
+            self._states = None
+            return
+        progress = self.progress(trainer)
+        self._left_at, self._fingerprint, self._states = (progress[name] for name in ("left_at", "data", "callbacks"))
+
+    def progress(self, trainer: Trainer) -> dict[str, Any]:
+        """What a checkpoint must hold for :meth:`from_progress`, besides settings and history; at any time."""
+        running, start = self._data is not None, self._chunk_start
+        return {
+            **{name: getattr(self, name) for name in PROGRESS},
+            "step": self.step if start is None else self.step + trainer.steps - start,
+            "sums": self.sums.totals,
+            "left_at": trainer.steps if running else self._left_at,
+            "data": fingerprint(self._data, trainer.model.dtype) if self._data is not None else self._fingerprint,
+            "callbacks": states_of(self.hooks) if self._begun else self._states,
+        }
+
+    @classmethod
+    def from_progress(cls, settings: Settings, history: History, progress: dict[str, Any]) -> Fit:
+        """The fit that :meth:`progress` described."""
+        fit = cls(settings)
+        fit.history = history
+        for name in PROGRESS:
+            setattr(fit, name, progress.get(name, getattr(fit, name)))
+        fit.step = progress["step"]
+        fit.sums.totals[:] = progress["sums"]
+        fit._left_at, fit._fingerprint, fit._states = progress["left_at"], progress["data"], progress["callbacks"]
+        return fit
+
+    def check(self, trainer: Trainer, data: FitData) -> None:
+        """Whether it can go on with this trainer and these data.
+
+        Raises
+        ------
+        ArgumentError
+            When the trainer has made other updates since, or the fit is running.
+        DataError
+            When the data are not those of the interrupted fit.
+        """
+        if self._data is not None:
+            raise ArgumentError("resume: expected a fit that has ended, got one that is running")
+        if trainer.steps != self._left_at:
+            raise ArgumentError(
+                f"resume: expected the trainer as the fit left it, after {self._left_at} updates, got {trainer.steps}"
+            )
+        check_same(self._fingerprint, data, trainer.model.dtype)
 
     def _epoch(self, trainer: Trainer, data: FitData) -> bool:
         """The running epoch from where it stands, or the next one; False when a callback stops it half way."""
@@ -151,8 +227,8 @@ class Fit:
         self.history.append(logs)
         self.epoch += 1
         self._rest()
-        for hook in self.hooks:
-            hook.on_epoch_end(self.epoch - 1, logs)
+        if self.hooks:
+            _tell(self.hooks, "on_epoch_end", self.epoch - 1, logs)
         return True
 
     def _feed(self, trainer: Trainer, data: FitData) -> Feed:
@@ -163,7 +239,7 @@ class Fit:
         order = epoch_order(data.rows, trainer.seed, self.order_epoch, shuffle, backend, data.cumulative)
         feed = data.feed(order, min(self.settings.batch_size, data.total), self.settings.drop_last)
         if trainer.metrics and self.outputs is None:
-            self.outputs = np.empty((feed.rows, trainer.model.output_size), trainer.model.dtype)
+            self.outputs = np.zeros((feed.rows, trainer.model.output_size), trainer.model.dtype)
         feed.outputs, feed.noise = self.outputs, self.settings.noise
         return feed
 
@@ -174,8 +250,8 @@ class Fit:
             if trainer.stop_training:
                 return False
             self._chunk(trainer, feed, min(steps, self.step + CHUNK_STEPS))
-            for hook in self.hooks:
-                hook.on_chunk_end(self.step, {"loss": self.sums.mean()})
+            if self.hooks:
+                _tell(self.hooks, "on_chunk_end", self.step, {"loss": self.sums.mean()})
         return True
 
     def _chunk(self, trainer: Trainer, feed: Feed, last: int) -> None:
@@ -184,10 +260,12 @@ class Fit:
         if stop is not None:
             last = min(last, self.step + stop)
         lrs = self._rates(trainer, last - self.step)
+        self._chunk_start = before
         try:
             trainer._program.run(feed, self.step, last, lrs, CHUNK, self.sums)
         finally:  # Ctrl-C is heard before the call can say how many steps were made; memory says it
             self.step += trainer.steps - before
+            self._chunk_start = None
 
     def _rates(self, trainer: Trainer, steps: int) -> Array:
         """The learning rate of each of the next `steps` updates; those made ahead are kept for the next call."""
@@ -209,3 +287,15 @@ class Fit:
             logs.update({f"val_{name}": value for name, value in evaluate(trainer, data.validation).items()})
         logs.update(lr=trainer._rate(max(trainer.steps - 1, 0)), batch_size=feed.batch)
         return logs
+
+
+def _tell(hooks: list[Callback], event: str, *arguments: Any) -> None:
+    """Call `hooks`, also those behind one that raises: what they remember must be of the same update."""
+    called = 0
+    try:
+        for hook in hooks:
+            called += 1
+            getattr(hook, event)(*arguments)
+    finally:
+        if called < len(hooks):
+            _tell(hooks[called:], event, *arguments)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from ..model import Sequential
 from ..plan import make_plan
 from ..program import gradient_norms, make_program, predict_rows
 from ..protocol import Feed, State, Sums
+from . import checkpoints
 from .callbacks import Callback
 from .door import Data, Exclusive, data_of, fit_data, hooks_of, inputs_of, sampling_of, scale_of
 from .evaluation import evaluate
@@ -291,16 +293,117 @@ class Trainer:
         """
         with self._busy:
             settings = Settings(
-                batch_size, epochs, shuffle, drop_last, validation_split, class_weight, check_finite, augment
+                batch_size, epochs, shuffle, drop_last, validation_split, class_weight, check_finite, augment, sampling
             )
             data = fit_data(self.model, self.loss, self.seed, X, y, sample_weight, validation_data, **settings.of_data)
             hooks = hooks_of(callbacks, verbose)
-            data.cumulative = sampling_of(self.model, self.loss, data, sampling, settings.shuffle)
+            data.cumulative = sampling_of(self.model, self.loss, data, settings.sampling, settings.shuffle)
+            if not (settings.sampling is None or isinstance(settings.sampling, str)):
+                settings.sampling = np.array(settings.sampling, np.float64)  # a copy: resume asks again
             scale = scale_of(self.model, data, input_scale)
             if scale is not None:
                 self._scale(scale)
             self._fit = Fit(settings)
             return self._fit.run(self, data, hooks)
+
+    @named_keywords
+    def resume(
+        self,
+        X,
+        y,
+        *,
+        validation_data: tuple | None = None,
+        sample_weight=None,
+        callbacks: Sequence[Callback] = (),
+        verbose: int | str = "auto",
+    ) -> History:
+        """Go on with the last fit where it was interrupted, also in the middle of an epoch.
+
+        It ends with the bits of a fit that nothing has interrupted: after Ctrl-C, an exception, ``stop_training``, or
+        in a trainer that :meth:`load` has read, whose process may be long dead.
+
+        Parameters
+        ----------
+        X, y, validation_data, sample_weight
+            Those of the interrupted fit; shapes, dtypes and a sampled checksum are compared. Everything else that the
+            fit was asked for is remembered.
+        callbacks : sequence of Callback
+            Those of the interrupted fit, made anew; they get their states. ProgressBar, CSVLogger, ModelCheckpoint,
+            EMA and TensorBoard may be left out or added.
+        verbose : {"auto", 0, 1, 2}, default "auto"
+            As in :meth:`fit`.
+
+        Returns
+        -------
+        History
+            Of the whole fit. Where it has ended, this is all that happens: after its last epoch, or EarlyStopping.
+
+        Raises
+        ------
+        ArgumentError
+            Without a fit, after other updates since, and without a callback that had a state and steered the fit.
+        DataError
+            For other data than those of the interrupted fit.
+        """
+        with self._busy:
+            if self._fit is None:
+                raise ArgumentError("resume: expected a trainer with an interrupted fit, got one without any")
+            if self._fit.finished:
+                return self._fit.history
+            settings = self._fit.settings
+            data = fit_data(self.model, self.loss, self.seed, X, y, sample_weight, validation_data, **settings.of_data)
+            data.cumulative = sampling_of(self.model, self.loss, data, settings.sampling, settings.shuffle)
+            self._fit.check(self, data)
+            return self._fit.run(self, data, hooks_of(callbacks, verbose))
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    @named_keywords
+    def save(self, path: str | os.PathLike) -> None:
+        """Write one safetensors file from which :meth:`load` makes a trainer that goes on to the bit.
+
+        It holds the model, optimizer state, counters, what :meth:`backward` has added, history, and how far the last
+        fit has come with what its callbacks remember; not the data. A callback may call it at any time, placed behind
+        those whose states it shall hold. The file is written beside `path`, synced and renamed: `path` is the old file
+        or the new one. :func:`fastbatch.load` reads the model out of it.
+
+        Raises
+        ------
+        CheckpointError
+            When a callback's state holds something else than numbers, strings, lists, dicts and arrays.
+        OSError
+            When the file cannot be written; the old one is untouched.
+        """
+        with self._busy:
+            checkpoints.save(self, path)
+
+    @classmethod
+    @named_keywords
+    def load(cls, path: str | os.PathLike, *, custom: Sequence[Callable] = ()) -> Trainer:
+        """Read a trainer that :meth:`save` wrote; :meth:`resume` goes on with its fit.
+
+        Parameters
+        ----------
+        path : path
+        custom : sequence of functions and classes
+            Those of your own that the trainer was made with, such as metrics. A file holds their names only.
+
+        Warns
+        -----
+        RuntimeWarning
+            When this machine runs another backend or target than the one that wrote the file, or another version of
+            fastbatch: the trainer goes on, but not to the bit.
+
+        Raises
+        ------
+        CheckpointError
+            When the file is damaged, is no trainer's, has a newer format version, or names something that `custom`
+            lacks.
+        BackendError
+            For precision bf16 where it cannot run.
+        FileNotFoundError
+        """
+        return checkpoints.load(cls, path, custom)
 
     # -- single steps --------------------------------------------------------------------------------------------------
 

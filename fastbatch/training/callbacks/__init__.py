@@ -1,6 +1,6 @@
 """Callbacks, one file for each."""
 
-from .base import Callback, LambdaCallback, steps_to_stop
+from .base import Callback, LambdaCallback, matching_states, states_of, steps_to_stop
 from .checkpoint import ModelCheckpoint
 from .csv_logger import CSVLogger
 from .early_stopping import EarlyStopping
@@ -20,5 +20,7 @@ __all__ = [
     "ReduceLROnPlateau",
     "TensorBoard",
     "bar_for",
+    "matching_states",
+    "states_of",
     "steps_to_stop",
 ]

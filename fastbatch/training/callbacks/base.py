@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ from ...errors import ArgumentError, named_keywords
 if TYPE_CHECKING:
     from ..trainer import Trainer
 
-__all__ = ["Callback", "LambdaCallback", "Logs", "check_folder", "steps_to_stop"]
+__all__ = ["Callback", "LambdaCallback", "Logs", "check_folder", "matching_states", "states_of", "steps_to_stop"]
 
 Logs = dict[str, float]
 
@@ -32,11 +34,18 @@ class Callback:
         A chunk ends wherever ``trainer.steps`` is a multiple of it, whatever the time.
     runs_last : bool
         Called after the callbacks without it, so that it sees what they have made of the epoch.
+    steers : bool
+        Whether training may go another way without it. A fit in which one with a state took part is not resumed
+        without it; those that only look may be left out.
+    ended : bool
+        Whether it has ended the fit for good, so that nothing is left to resume.
     """
 
     trainer: Trainer
     every_n_steps: int | None = None
     runs_last = False
+    steers = True
+    ended = False
 
     def on_train_begin(self) -> None:
         """Start afresh: a callback serves several fits."""
@@ -99,6 +108,47 @@ def check_folder(where: str, path: str | os.PathLike) -> None:
     """ArgumentError unless the folder of `path` exists; asked before the work, not behind it."""
     if not Path(path).absolute().parent.is_dir():
         raise ArgumentError(f"{where}: expected a folder that exists, got {Path(path).parent}")
+
+
+def states_of(hooks: Iterable[Callback]) -> list[tuple[str, bool, dict[str, Any]]]:
+    """Class, `steers` and a copy of the state of each callback that has one."""
+    return [
+        (type(hook).__name__, hook.steers, copy.deepcopy(hook.get_state())) for hook in hooks if _has_state(type(hook))
+    ]
+
+
+def _has_state(kind: type[Callback]) -> bool:
+    return kind.get_state is not Callback.get_state
+
+
+def matching_states(
+    hooks: Iterable[Callback], states: Iterable[tuple[str, bool, dict[str, Any]]]
+) -> list[dict[str, Any] | None]:
+    """The state of each of `hooks`, or None: those of one class get its states in their order.
+
+    Raises
+    ------
+    ArgumentError
+        When a state is left over whose callback steered the fit. A callback that steers and gets none is warned of.
+    """
+    left, found = list(states), []
+    for hook in hooks:
+        name = type(hook).__name__
+        place = next((k for k, (kind, _, _) in enumerate(left) if kind == name), None)
+        found.append(None if place is None else left.pop(place)[2])
+        if place is None and hook.steers and _has_state(type(hook)):
+            warnings.warn(
+                f"resume: {name} was not part of the interrupted fit and starts afresh; the result is not that of a "
+                "fit without interruption",
+                RuntimeWarning,
+                stacklevel=5,  # the caller of resume
+            )
+    missing = [name for name, steers, _ in left if steers]
+    if missing:
+        raise ArgumentError(
+            f"resume(callbacks=): expected those of the interrupted fit again, got none for {', '.join(missing)}"
+        )
+    return found
 
 
 def steps_to_stop(hooks: Iterable[Callback], steps: int) -> int | None:

@@ -49,6 +49,7 @@ class ModelCheckpoint(Callback):
     """
 
     runs_last = True
+    steers = False
 
     @named_keywords
     def __init__(
@@ -120,7 +121,7 @@ class ModelCheckpoint(Callback):
             ) from error
         before, self.last_path = self.last_path, path
         try:
-            self.trainer.save(path)  # type: ignore[attr-defined]
+            self.trainer.save(path)
         except BaseException:
             self.last_path = before
             raise

@@ -34,6 +34,8 @@ class CSVLogger(Callback):
         file, which is left as it was.
     """
 
+    steers = False
+
     @named_keywords
     def __init__(self, path: str | os.PathLike, append: bool = False) -> None:
         if not isinstance(path, (str, os.PathLike)):

@@ -72,23 +72,31 @@ class EarlyStopping(Callback):
         self.best_epoch: int | None = None
         self.stopped_epoch: int | None = None
         self.wait = 0
-        self._kept: list[np.ndarray] = []  # copies of the arrays of _arrays()
+        self._kept: list[np.ndarray] = []  # copies of the arrays of _arrays(), and below
+        self._last: list[np.ndarray] = []  # what the best ones have replaced, where something else ended the fit
 
     def on_train_begin(self) -> None:
         self._begin()
         self._handled = sys.exc_info()[1]  # what an except block around the fit is dealing with
+
+    @property
+    def ended(self) -> bool:  # type: ignore[override]
+        return self.stopped_epoch is not None
 
     def _arrays(self) -> list[np.ndarray]:
         model = self.trainer.model
         buffers = getattr(model, "buffers", None)
         return [model.parameters] if buffers is None else [model.parameters, buffers]
 
+    def _copies(self) -> list[np.ndarray]:
+        return [array.copy() for array in self._arrays()]
+
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         value = self.monitor.read(logs)
         if self.monitor.improves(value, self.best, self.min_delta):
             self.best, self.best_epoch, self.wait = value, epoch, 0
             if self.restore_best_weights:
-                self._kept = [array.copy() for array in self._arrays()]
+                self._kept = self._copies()
             return
         self.wait += 1
         if self.wait >= self.patience:
@@ -97,6 +105,8 @@ class EarlyStopping(Callback):
 
     def on_train_end(self) -> None:
         if sys.exc_info()[1] is self._handled:
+            if self._kept and not self.ended:
+                self._last = self._copies()
             self.restore()
 
     def restore(self) -> None:
@@ -106,10 +116,15 @@ class EarlyStopping(Callback):
 
     def get_state(self) -> dict[str, Any]:
         numbers = {name: getattr(self, name) for name in ("best", "best_epoch", "stopped_epoch", "wait")}
-        return {**numbers, **{f"kept_{k}": array for k, array in enumerate(self._kept)}}
+        copies = {"kept": self._kept, "last": self._last}
+        return {**numbers, **{f"{name}_{k}": array for name, kept in copies.items() for k, array in enumerate(kept)}}
 
     def set_state(self, state: dict[str, Any]) -> None:
         self.best, self.best_epoch = state["best"], state["best_epoch"]
         self.stopped_epoch, self.wait = state["stopped_epoch"], state["wait"]
-        kept = [state[f"kept_{k}"] for k in range(len(self._arrays())) if f"kept_{k}" in state]
-        self._kept = [np.array(array) for array in kept]
+        arrays = self._arrays()
+        self._kept = [np.array(state[f"kept_{k}"]) for k in range(len(arrays)) if f"kept_{k}" in state]
+        for k, array in enumerate(arrays):
+            array[...] = state.get(f"last_{k}", array)
+        if self.ended:
+            self.trainer.stop_training = True

@@ -39,6 +39,8 @@ class EMA(Callback):
     statistics are averages already and are not touched.
     """
 
+    steers = False
+
     @named_keywords
     def __init__(self, decay: float = 0.999, *, every_n_steps: int | None = None) -> None:
         self.decay = checks.fraction("EMA(decay=)", decay)

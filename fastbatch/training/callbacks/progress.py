@@ -54,6 +54,7 @@ class ProgressBar(Callback):
         Print one line per epoch, to stdout; beside a bar those of epochs shorter than 0.1 s come together.
     """
 
+    steers = False
     INTERVAL = 0.1
 
     @named_keywords

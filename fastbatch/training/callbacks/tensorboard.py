@@ -26,6 +26,8 @@ class TensorBoard(Callback):
         When neither package is installed.
     """
 
+    steers = False
+
     @named_keywords
     def __init__(self, log_dir: str | os.PathLike) -> None:
         if not isinstance(log_dir, (str, os.PathLike)):
