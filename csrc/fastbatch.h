@@ -53,13 +53,26 @@ void *fb_pack(void);
 #define FB_HAS_BF16
 #endif
 
+#define FB_MAX_SLOTS 3
 #define FB_MAX_HYPER 8
-#define FB_MAX_CONSTANTS 8
+#define FB_MAX_CONSTANTS 12
+#define FB_L1 (FB_MAX_CONSTANTS - 1) /* the constant of every rule: what l1 adds to the gradient, times sign(p) */
 
 typedef struct fb_optimizer {
-    int rule;                  /* row of optimizers.def */
+    int64_t rule;              /* row of optimizers.def */
+    double l1, lr_factor;      /* the rate of the step is multiplied by lr_factor */
+    double by_weight;          /* not 0: weight_decay is divided by the total weight of the batch */
     double hyper[FB_MAX_HYPER];
 } fb_optimizer;
+
+/* Elements [begin, end) of the parameters and what updates them; laid out by fastbatch/backends/native.py. */
+typedef struct fb_segment {
+    int64_t begin, end;
+    fb_optimizer optimizer;
+} fb_segment;
+
+/* The norms of a tensor are sums over blocks of so many elements of it, in order. */
+#define FB_NORM_BLOCK 4096
 
 /* A stretch of parameters and what updates them: p, slots and g are moved along together. */
 typedef struct fb_slice {
@@ -135,6 +148,8 @@ typedef struct fb_kernels {
     void (*loss)(const fb_loss *loss, int64_t rows, int64_t outputs, const void *a, int64_t a_ld, const void *y,
                  int64_t y_ld, const double *weight, void *da, int64_t da_ld, double *row_loss);
     void (*update)(int rule, const double *constants, double scale, fb_slice slice);
+    /* For rules that are normed: sums of the squares of p and of u, in double, in an order that depends on n only. */
+    void (*update_norms)(int rule, const double *constants, double scale, fb_slice slice, double *norms);
     /* Largest magnitude in (rows, width) as bits, ordered like the magnitudes with Inf and NaN on top. */
     uint64_t (*peak)(int64_t rows, int64_t width, const void *x, int64_t ld);
     double (*peak_value)(uint64_t bits);
@@ -157,7 +172,21 @@ extern const char *const fb_source_names[];
 extern const char *const fb_optimizer_names[];
 extern const char *const fb_optimizer_hyper[];  /* comma-separated names, in the order of fb_optimizer.hyper */
 extern const int fb_optimizer_slots[];
-void fb_prepare(const fb_optimizer *optimizer, double lr, int64_t t, double *constants);
+extern const int fb_optimizer_normed[];         /* whether norms of whole tensors enter */
+/* `constants` (FB_MAX_CONSTANTS,) of update t, counted from 1, at gradient = scale * sum. `norms` (2,): of the parameters
+ * and of u, 0 while they are being taken; NULL where the rule is not normed. */
+void fb_prepare(const fb_optimizer *optimizer, double lr, int64_t t, double scale, const double *norms,
+                double *constants);
+/* One update of a tensor on its own. */
+void fb_update_tensor(const fb_kernels *kernels, const fb_optimizer *optimizer, double lr, int64_t t, double scale,
+                      fb_slice slice);
+/* Elements [begin, begin + FB_NORM_BLOCK) of a slice, or as many as it has. */
+static inline fb_slice fb_part_of(const fb_kernels *kernels, fb_slice s, int64_t begin)
+{
+    const int64_t left = s.n - begin, skip = begin * kernels->size;
+    return (fb_slice){(char *)s.p + skip, (const char *)s.g + skip, (char *)s.slots + skip, s.slot_stride,
+                      left < FB_NORM_BLOCK ? left : FB_NORM_BLOCK};
+}
 
 /* -- targets (dispatch.c) ------------------------------------------------------------------------------------------- */
 typedef struct fb_target {
@@ -237,7 +266,12 @@ typedef struct fb_network {
     int64_t *steps;            /* updates made; run and update count here */
     uint64_t seed;
     fb_loss loss;
-    fb_optimizer optimizer;
+    /* What updates the parameters, in order and without overlap; what no segment has is frozen. `uniform`: there is one, of
+     * all parameters, and its constants follow from the rate alone. */
+    const fb_segment *segments;
+    int64_t segment_count;
+    int uniform;
+    double *norms;             /* (blocks of all segments, 2) where the rule is normed, else NULL */
     int64_t y, row_loss, row_weight, row_share, gradient, scratch; /* arena offsets */
     int64_t scratch_bytes;     /* of one thread */
     int64_t parts, part_bytes; /* gradients of FB_PARTS parts of a batch, one behind the other; -1 where N is large */

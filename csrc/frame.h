@@ -36,6 +36,21 @@ typedef struct frame {
 
 typedef struct range { int64_t begin, end; } range;
 
+/* Of one update. */
+typedef struct moment {
+    double lr;
+    int64_t t;        /* counted from 1 */
+    double unit;      /* of the batch's weights (fb_weight_unit) */
+    double constants[FB_MAX_CONSTANTS]; /* where the network is uniform: made early, as their divisions take long */
+} moment;
+
+static inline moment moment_of(const fb_network *net, double lr, int64_t t, double unit)
+{
+    moment m = {.lr = lr, .t = t, .unit = unit};
+    if (net->uniform) fb_prepare(&net->segments[0].optimizer, lr, t, 1, NULL, m.constants);
+    return m;
+}
+
 /* Thread t's share of n items, cut at multiples of `unit` so that no tile is split. Thread 0 always has one. */
 static inline range share(int64_t n, int64_t unit, int t, int threads)
 {
@@ -93,8 +108,10 @@ double fb_total_loss(const frame *f, int64_t rows, double total);
  * unless the network is in parts. */
 void fb_add_gradient(const frame *f, int64_t base, int64_t rows, char *gradient, int t, int threads);
 /* Phase B of a step whose rows are done: FB_OK, or which not finite and nothing changed. Same answer on all threads. */
-int fb_apply(frame *f, int64_t base, int64_t rows, const double *constants, int t, int threads);
+int fb_apply(frame *f, int64_t base, int64_t rows, const moment *now, int t, int threads);
 /* Thread t's share of the update by `scale * gradient`, if the whole is finite. */
-int fb_apply_gradient(frame *f, const char *gradient, double scale, const double *constants, int t, int threads);
+int fb_apply_gradient(frame *f, const char *gradient, double scale, const moment *now, int t, int threads);
+/* The first stage with parameters that are updated; stage_count where there is none. */
+int64_t fb_first_trained(const fb_network *net);
 
 #endif

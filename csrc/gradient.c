@@ -28,8 +28,41 @@ static fb_ahead rows_ahead(const frame *f, int64_t base, int t, int threads)
                       feed->order + base + next.begin, next.end - next.begin, 0};
 }
 
-static void update_fused(const frame *f, int64_t base, int64_t rows, const double *constants, double scale, int t,
-                         int threads)
+/* The segment of the parameter at a byte offset, or NULL where it is frozen. */
+static const fb_segment *segment_at(const fb_network *net, int64_t offset)
+{
+    const int64_t at = offset / net->kernels->size;
+    for (int64_t i = 0; i < net->segment_count; i++)
+        if (net->segments[i].begin <= at && at < net->segments[i].end) return &net->segments[i];
+    return NULL;
+}
+
+int64_t fb_first_trained(const fb_network *net)
+{
+    for (int64_t i = 0; i < net->stage_count; i++) {
+        const fb_stage *s = &net->stages[i];
+        if (s->w >= 0 && (segment_at(net, s->w) || (s->b >= 0 && segment_at(net, s->b)))) return i;
+    }
+    return net->stage_count;
+}
+
+/* Rows `mine` of the weights of stage i, whose parameters `segment` updates. */
+static void update_rows(const frame *f, int64_t i, int64_t base, int64_t rows, range mine, const fb_segment *segment,
+                        const moment *now, double scale, int t, fb_ahead *ahead)
+{
+    const fb_network *net = f->net;
+    const fb_stage *s = &net->stages[i];
+    double constants[FB_MAX_CONSTANTS] = {0};
+    if (!segment || mine.begin >= mine.end) return;
+    if (!net->uniform) fb_prepare(&segment->optimizer, now->lr, now->t, scale * now->unit, NULL, constants);
+    int64_t ld;
+    const char *x = fb_stage_input(f, f->arena, i, base, 0, &ld);
+    f->k->dense_update(rows, s->inputs, s->outputs, x, ld, f->arena + s->dz, s->out_ld, mine.begin, mine.end,
+                       (int)segment->optimizer.rule, net->uniform ? now->constants : constants, scale,
+                       slice_at(net, s->w), scratch_of(f, t), ahead);
+}
+
+static void update_fused(const frame *f, int64_t base, int64_t rows, const moment *now, double scale, int t, int threads)
 {
     const fb_network *net = f->net;
     fb_ahead ahead = rows_ahead(f, base + rows, t, threads);
@@ -37,11 +70,15 @@ static void update_fused(const frame *f, int64_t base, int64_t rows, const doubl
         const fb_stage *s = &net->stages[i];
         if (s->w < 0) continue;
         const range mine = share(weight_rows(s), f->k->tile_rows, t, threads);
-        int64_t ld;
-        const char *x = fb_stage_input(f, f->arena, i, base, 0, &ld);
-        f->k->dense_update(rows, s->inputs, s->outputs, x, ld, f->arena + s->dz, s->out_ld, mine.begin, mine.end,
-                           net->optimizer.rule, constants, scale, slice_at(net, s->w),
-                           scratch_of(f, t), &ahead);
+        const fb_segment *w = segment_at(net, s->w), *b = s->b >= 0 ? segment_at(net, s->b) : w;
+        if (w == b) {
+            update_rows(f, i, base, rows, mine, w, now, scale, t, &ahead);
+            continue;
+        }
+        const int64_t inputs = s->inputs; /* the bias is the row behind */
+        update_rows(f, i, base, rows, (range){mine.begin, mine.end < inputs ? mine.end : inputs}, w, now, scale, t, &ahead);
+        update_rows(f, i, base, rows, (range){mine.begin > inputs ? mine.begin : inputs, mine.end}, b, now, scale, t,
+                    &ahead);
     }
 }
 
@@ -122,12 +159,57 @@ void fb_add_gradient(const frame *f, int64_t base, int64_t rows, char *gradient,
     else by_weights(f, base, rows, 1, gradient, t, threads);
 }
 
-static void update_share(const frame *f, const char *gradient, double scale, const double *constants, range mine)
+static fb_slice slice_of(const frame *f, const char *gradient, range r)
 {
-    fb_slice s = slice_at(f->net, mine.begin * f->k->size);
-    s.g = gradient + mine.begin * f->k->size;
-    s.n = mine.end - mine.begin;
-    f->k->update(f->net->optimizer.rule, constants, scale, s);
+    fb_slice s = slice_at(f->net, r.begin * f->k->size);
+    s.g = gradient + r.begin * f->k->size;
+    s.n = r.end - r.begin;
+    return s;
+}
+
+static int64_t norm_blocks(const fb_segment *s) { return (s->end - s->begin + FB_NORM_BLOCK - 1) / FB_NORM_BLOCK; }
+
+/* Thread t's share of the blocks whose squares make the norms. */
+static void take_norms(const frame *f, const char *gradient, double scale, const moment *now, int t, int threads)
+{
+    const fb_network *net = f->net;
+    int64_t total = 0, block = 0;
+    for (int64_t i = 0; i < net->segment_count; i++) total += norm_blocks(&net->segments[i]);
+    const range mine = share(total, 1, t, threads);
+    for (int64_t i = 0; i < net->segment_count; i++) {
+        const fb_segment *segment = &net->segments[i];
+        const int64_t count = norm_blocks(segment), first = mine.begin > block ? mine.begin - block : 0;
+        const fb_slice whole = slice_of(f, gradient, (range){segment->begin, segment->end});
+        double constants[FB_MAX_CONSTANTS] = {0};
+        const double none[2] = {0};
+        fb_prepare(&segment->optimizer, now->lr, now->t, scale * now->unit, none, constants);
+        for (int64_t j = first; j < count && block + j < mine.end; j++)
+            f->k->update_norms((int)segment->optimizer.rule, constants, scale,
+                               fb_part_of(f->k, whole, j * FB_NORM_BLOCK), net->norms + 2 * (block + j));
+        block += count;
+    }
+}
+
+static void update_share(const frame *f, const char *gradient, double scale, const moment *now, range mine)
+{
+    const fb_network *net = f->net;
+    const double *parts = net->norms;
+    if (net->uniform) {
+        f->k->update((int)net->segments[0].optimizer.rule, now->constants, scale, slice_of(f, gradient, mine));
+        return;
+    }
+    for (int64_t i = 0; i < net->segment_count; i++) {
+        const fb_segment *segment = &net->segments[i];
+        const range part = {segment->begin > mine.begin ? segment->begin : mine.begin,
+                            segment->end < mine.end ? segment->end : mine.end};
+        double norms[2] = {0}, constants[FB_MAX_CONSTANTS] = {0};
+        if (parts)
+            for (int64_t j = 0; j < norm_blocks(segment); j++, parts += 2) norms[0] += parts[0], norms[1] += parts[1];
+        if (part.begin >= part.end) continue;
+        for (int j = 0; j < 2; j++) norms[j] = __builtin_sqrt(norms[j]);
+        fb_prepare(&segment->optimizer, now->lr, now->t, scale * now->unit, norms, constants);
+        f->k->update((int)segment->optimizer.rule, constants, scale, slice_of(f, gradient, part));
+    }
 }
 
 static int loss_is_bad(const frame *f, int threads)
@@ -145,22 +227,26 @@ static int gradient_is_bad(const frame *f, int threads)
 }
 
 /* Thread t has looked at its share of the gradient, whose largest magnitude is `top`. */
-static int apply_looked_at(frame *f, const char *gradient, uint64_t top, double scale, const double *constants, int t,
+static int apply_looked_at(frame *f, const char *gradient, uint64_t top, double scale, const moment *now, int t,
                            int threads)
 {
     const double limit = f->k->limit;
     f->lanes[t].gradient_bad = !(scale <= limit && f->k->peak_value(top) * scale <= limit);
     fb_wait_for_all(threads);
     if (gradient_is_bad(f, threads)) return FB_GRADIENT_NOT_FINITE;
-    update_share(f, gradient, scale, constants, parameters_of(f, t, threads));
+    if (f->net->norms) {
+        take_norms(f, gradient, scale, now, t, threads);
+        fb_wait_for_all(threads);
+    }
+    update_share(f, gradient, scale, now, parameters_of(f, t, threads));
     return FB_OK;
 }
 
-int fb_apply_gradient(frame *f, const char *gradient, double scale, const double *constants, int t, int threads)
+int fb_apply_gradient(frame *f, const char *gradient, double scale, const moment *now, int t, int threads)
 {
     const range mine = parameters_of(f, t, threads);
     const uint64_t top = f->k->peak(1, mine.end - mine.begin, gradient + mine.begin * f->k->size, 0);
-    return apply_looked_at(f, gradient, top, scale, constants, t, threads);
+    return apply_looked_at(f, gradient, top, scale, now, t, threads);
 }
 
 static double scale_of(const frame *f, int64_t rows)
@@ -169,17 +255,17 @@ static double scale_of(const frame *f, int64_t rows)
     return weight > 0 ? 1 / weight : 0;
 }
 
-static int apply_parts(frame *f, int64_t base, int64_t rows, const double *constants, int t, int threads)
+static int apply_parts(frame *f, int64_t base, int64_t rows, const moment *now, int t, int threads)
 {
     char *gradient = f->arena + f->net->gradient;
     const uint64_t top = by_parts(f, base, rows, 0, gradient, t, threads); /* and a barrier */
     if (loss_is_bad(f, threads)) return FB_LOSS_NOT_FINITE;
-    return apply_looked_at(f, gradient, top, scale_of(f, rows), constants, t, threads);
+    return apply_looked_at(f, gradient, top, scale_of(f, rows), now, t, threads);
 }
 
 /* Cannot overflow: dw straight into the optimizer. Might: dw to memory, look, then update. Half the limit leaves room for
- * what rounding adds to a sum; a scale above 1 (small weights) enlarges the sum. */
-static int apply_blocks(frame *f, int64_t base, int64_t rows, const double *constants, int t, int threads)
+ * what rounding adds to a sum; a scale above 1 (small weights) enlarges the sum. Norms need the gradient in memory. */
+static int apply_blocks(frame *f, int64_t base, int64_t rows, const moment *now, int t, int threads)
 {
     fb_wait_for_all(threads);
     if (loss_is_bad(f, threads)) return FB_LOSS_NOT_FINITE;
@@ -187,17 +273,17 @@ static int apply_blocks(frame *f, int64_t base, int64_t rows, const double *cons
     double bound = 0;
     for (int i = 0; i < threads; i++) bound += f->lanes[i].bound;
     if (!(scale <= f->k->limit)) return FB_GRADIENT_NOT_FINITE;
-    if (bound * (scale > 1 ? scale : 1) <= f->k->limit / 2) {
-        update_fused(f, base, rows, constants, scale, t, threads);
+    if (!f->net->norms && bound * (scale > 1 ? scale : 1) <= f->k->limit / 2) {
+        update_fused(f, base, rows, now, scale, t, threads);
         return FB_OK;
     }
     char *gradient = f->arena + f->net->gradient;
     by_weights(f, base, rows, 0, gradient, t, threads);
     fb_wait_for_all(threads);
-    return fb_apply_gradient(f, gradient, scale, constants, t, threads);
+    return fb_apply_gradient(f, gradient, scale, now, t, threads);
 }
 
-int fb_apply(frame *f, int64_t base, int64_t rows, const double *constants, int t, int threads)
+int fb_apply(frame *f, int64_t base, int64_t rows, const moment *now, int t, int threads)
 {
-    return (in_parts(f->net) ? apply_parts : apply_blocks)(f, base, rows, constants, t, threads);
+    return (in_parts(f->net) ? apply_parts : apply_blocks)(f, base, rows, now, t, threads);
 }

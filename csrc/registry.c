@@ -28,20 +28,26 @@ const char *const fb_source_names[] = {
 #define RULE(...)
 
 const char *const fb_optimizer_names[] = {
-#define OPTIMIZER(name, slot_count, hyper_names, constant_names, prepare, rule) #name,
+#define OPTIMIZER(name, slot_count, normed, hyper_names, constant_names, prepare, rule) #name,
 #include "ops/optimizers.def"
 #undef OPTIMIZER
     NULL};
 
 const int fb_optimizer_slots[] = {
-#define OPTIMIZER(name, slot_count, hyper_names, constant_names, prepare, rule) slot_count,
+#define OPTIMIZER(name, slot_count, normed, hyper_names, constant_names, prepare, rule) slot_count,
+#include "ops/optimizers.def"
+#undef OPTIMIZER
+};
+
+const int fb_optimizer_normed[] = {
+#define OPTIMIZER(name, slot_count, normed, hyper_names, constant_names, prepare, rule) normed,
 #include "ops/optimizers.def"
 #undef OPTIMIZER
 };
 
 const char *const fb_optimizer_hyper[] = {
 #define EXPANDED_TEXT(...) TEXT(__VA_ARGS__)
-#define OPTIMIZER(name, slot_count, hyper_names, constant_names, prepare, rule) EXPANDED_TEXT(hyper_names),
+#define OPTIMIZER(name, slot_count, normed, hyper_names, constant_names, prepare, rule) EXPANDED_TEXT(hyper_names),
 #include "ops/optimizers.def"
 #undef OPTIMIZER
     NULL};
@@ -56,27 +62,66 @@ static double power(double b, int64_t t)
     return result > 0x1p-60 ? result : 0;
 }
 
-#define OPTIMIZER(name, slot_count, hyper_names, constant_names, prepare, rule)                                                        \
-    struct hyper_##name { double hyper_names; };                                                                             \
-    struct constants_##name { double constant_names; };                                                                     \
+/* NAdam's momentum of update t, and the product of those up to it: at most b^t, so that few factors make it nothing. */
+static double momentum_at(double b, double warmth, int64_t t) { return b * (1 - 0.5 * power(warmth, t)); }
+
+static double momenta(double b, double warmth, int64_t t)
+{
+    double product = power(b, t) > 0, decay = 1;
+    for (int64_t i = 0; i < t && product > 0x1p-60; i++) {
+        decay *= warmth;
+        product *= b * (1 - 0.5 * decay);
+    }
+    return product > 0x1p-60 ? product : 0;
+}
+
+#define OPTIMIZER(name, slot_count, normed, hyper_names, constant_names, prepare, rule)                                \
+    struct hyper_##name { double hyper_names; };                                                                       \
+    struct constants_##name { double constant_names; };                                                                \
     _Static_assert(sizeof(struct hyper_##name) <= FB_MAX_HYPER * sizeof(double), #name ": too many hyperparameters");  \
-    _Static_assert(sizeof(struct constants_##name) <= FB_MAX_CONSTANTS * sizeof(double), #name ": too many constants"); \
-    static void prepare_##name(const struct hyper_##name *h, double lr, int64_t t, struct constants_##name *c)         \
+    _Static_assert(offsetof(struct hyper_##name, weight_decay) == 0, #name ": weight_decay comes first");              \
+    _Static_assert(sizeof(struct constants_##name) <= FB_L1 * sizeof(double), #name ": too many constants");           \
+    _Static_assert(slot_count <= FB_MAX_SLOTS, #name ": too many slots");                                              \
+    static void prepare_##name(const struct hyper_##name *h, double lr, int64_t t, const double *norms,                \
+                               struct constants_##name *c)                                                             \
     {                                                                                                                  \
-        (void)t;                                                                                                       \
+        (void)t, (void)norms;                                                                                          \
         prepare                                                                                                        \
     }
 #include "ops/optimizers.def"
 #undef OPTIMIZER
 
-void fb_prepare(const fb_optimizer *optimizer, double lr, int64_t t, double *constants)
+void fb_prepare(const fb_optimizer *optimizer, double lr, int64_t t, double scale, const double *norms,
+                double *constants)
 {
     int rule = 0;
-#define OPTIMIZER(name, slot_count, hyper_names, constant_names, prepare, body)                                                       \
+    double hyper[FB_MAX_HYPER];
+    for (int i = 0; i < FB_MAX_HYPER; i++) hyper[i] = optimizer->hyper[i];
+    if (optimizer->by_weight != 0) hyper[0] *= scale;
+    lr *= optimizer->lr_factor;
+    constants[FB_L1] = optimizer->l1;
+#define OPTIMIZER(name, slot_count, normed, hyper_names, constant_names, prepare, body)                                \
     if (optimizer->rule == rule++) {                                                                                   \
-        prepare_##name((const void *)optimizer->hyper, lr, t, (void *)constants);                                      \
+        prepare_##name((const void *)hyper, lr, t, norms, (void *)constants);                                          \
         return;                                                                                                        \
     }
 #include "ops/optimizers.def"
 #undef OPTIMIZER
+}
+
+void fb_update_tensor(const fb_kernels *kernels, const fb_optimizer *optimizer, double lr, int64_t t, double scale,
+                      fb_slice slice)
+{
+    double norms[2] = {0}, constants[FB_MAX_CONSTANTS] = {0};
+    fb_prepare(optimizer, lr, t, scale, norms, constants);
+    if (fb_optimizer_normed[optimizer->rule]) {
+        for (int64_t i = 0; i < slice.n; i += FB_NORM_BLOCK) {
+            double part[2];
+            kernels->update_norms((int)optimizer->rule, constants, scale, fb_part_of(kernels, slice, i), part);
+            norms[0] += part[0], norms[1] += part[1];
+        }
+        for (int i = 0; i < 2; i++) norms[i] = __builtin_sqrt(norms[i]);
+        fb_prepare(optimizer, lr, t, scale, norms, constants);
+    }
+    kernels->update((int)optimizer->rule, constants, scale, slice);
 }

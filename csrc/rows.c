@@ -114,7 +114,7 @@ void fb_rows_backward(const frame *f, range rows, uint32_t update)
     const fb_network *net = f->net;
     const fb_kernels *k = f->k;
     const int64_t n = rows.end - rows.begin;
-    for (int64_t i = net->stage_count - 1;; i--) {
+    for (int64_t i = net->stage_count - 1; i >= f->first_dense; i--) { /* nothing where all layers are frozen */
         const fb_stage *s = &net->stages[i];
         const int64_t skip = rows.begin * s->out_ld * k->size;
         char *dz = f->arena + s->dz + skip;

@@ -25,9 +25,8 @@ static void run(void *context, int t, int threads)
         const int64_t base = s * f->feed->batch, left = f->feed->rows - base;
         const int64_t rows = left < f->feed->batch ? left : f->feed->batch;
         const uint32_t update = (uint32_t)(made + s - f->first);
-        double constants[FB_MAX_CONSTANTS] = {0}; /* made here, where their long divisions do not wait for each other */
-        fb_prepare(&net->optimizer, f->lr[s - f->first], made + s - f->first + 1, constants);
         const double unit = fb_weight_unit(f->feed, base, rows);
+        const moment now = moment_of(net, f->lr[s - f->first], made + s - f->first + 1, unit);
         lane *own = &f->lanes[t];
         own->loss_bad = 0;
         for (int64_t chunk = 0; chunk < rows; chunk += chunk_rows(net, rows)) {
@@ -38,7 +37,7 @@ static void run(void *context, int t, int threads)
             own->loss_bad |= !fb_rows_are_finite(f, mine);
             if (!in_parts(net)) own->bound = fb_rows_bound(f, base, mine);
         }
-        const int status = fb_apply(f, base, rows, constants, t, threads);
+        const int status = fb_apply(f, base, rows, &now, t, threads);
         if (t == 0) {
             const double loss = fb_total_loss(f, rows, 0), weight = fb_total_weight(f, rows, 0);
             f->outcome.status = status;
@@ -67,6 +66,7 @@ fb_outcome fb_run(const fb_network *net, char *arena, const fb_feed *feed, int64
     lane lanes[FB_MAX_THREADS];
     frame f = fb_frame(net, arena, feed);
     f.lanes = lanes;
+    if (!in_parts(net)) f.first_dense = fb_first_trained(net); /* parts are summed and looked at whole */
     f.outcome.next = first;
     f.sums = *sums;
     const int tuned = threads > 1 && !fb_exact();

@@ -18,7 +18,7 @@ from .errors import did_you_mean as _did_you_mean
 from .layers import Activation, Dense, Dropout
 from .model import MLP, Sequential, load
 from .ops import losses
-from .ops.optimizers import SGD, Adam, AdamW
+from .ops.optimizers import LAMB, LARS, SGD, Adagrad, Adam, AdamW, Lion, NAdam, RMSprop
 from .threads import get_num_threads, set_num_threads
 from .training import (
     EMA,
@@ -42,9 +42,12 @@ _introduce(backends)
 
 __all__ = [
     "EMA",
+    "LAMB",
+    "LARS",
     "MLP",
     "SGD",
     "Activation",
+    "Adagrad",
     "Adam",
     "AdamW",
     "ArgumentError",
@@ -62,8 +65,11 @@ __all__ = [
     "FastbatchError",
     "History",
     "LambdaCallback",
+    "Lion",
     "ModelCheckpoint",
+    "NAdam",
     "ProgressBar",
+    "RMSprop",
     "ReduceLROnPlateau",
     "Sequential",
     "ShapeError",

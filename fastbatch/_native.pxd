@@ -11,8 +11,9 @@ cdef extern from "fastbatch.h" nogil:
         double parameter
         const void *per_output
     ctypedef struct fb_optimizer:
-        int rule
-        double hyper[8]
+        pass
+    ctypedef struct fb_segment:
+        fb_optimizer optimizer
     ctypedef struct fb_slice:
         void *p
         const void *g
@@ -32,13 +33,13 @@ cdef extern from "fastbatch.h" nogil:
                                        int64_t, int64_t, int, void *, void *, void *, void *) noexcept nogil
         void (*loss)(const fb_loss *, int64_t, int64_t, const void *, int64_t, const void *, int64_t, const double *,
                      void *, int64_t, double *) noexcept nogil
-        void (*update)(int, const double *, double, fb_slice) noexcept nogil
     const char **fb_activation_names
     const char **fb_loss_names
     const char **fb_source_names
     const char **fb_optimizer_names
     const char **fb_optimizer_hyper
-    void fb_prepare(const fb_optimizer *, double, int64_t, double *)
+    const int *fb_optimizer_normed
+    void fb_update_tensor(const fb_kernels *, const fb_optimizer *, double, int64_t, double, fb_slice)
     ctypedef struct fb_target:
         const char *name
         int usable
@@ -56,7 +57,10 @@ cdef extern from "fastbatch.h" nogil:
         int64_t *steps
         uint64_t seed
         fb_loss loss
-        fb_optimizer optimizer
+        const fb_segment *segments
+        int64_t segment_count
+        int uniform
+        double *norms
         int64_t y, row_loss, row_weight, row_share, gradient, scratch, scratch_bytes, parts, part_bytes
     ctypedef struct fb_input:
         int kind
@@ -112,7 +116,7 @@ cdef extern from "fastbatch.h" nogil:
     double fb_measure_barrier(int, int64_t)
     void fb_permutation(const fb_kernels *, int64_t, uint64_t, unsigned int, int64_t, int64_t, int64_t *)
     int FB_OK, FB_LOSS_NOT_FINITE, FB_GRADIENT_NOT_FINITE, FB_BLOCK_ROWS, FB_BLOCK_COLUMNS, FB_BLOCK_DEPTH
-    int FB_PARTS, FB_PART_ROWS
+    int FB_PARTS, FB_PART_ROWS, FB_MAX_HYPER, FB_NORM_BLOCK
 
 
 cdef extern from "simd/fpmode.h" nogil:

@@ -19,11 +19,14 @@ LOSS_NOT_FINITE: int
 GRADIENT_NOT_FINITE: int
 UPDATE_BLOCK: tuple[int, int, int]
 PARTS: tuple[int, int]
+MAX_HYPER: int
+NORM_BLOCK: int
 
 activations: list[str]
 losses: list[str]
 sources: list[str]
 optimizers: dict[str, tuple[str, ...]]
+normed: list[str]
 
 def targets() -> dict[str, bool]: ...
 def measure_peak(target: str, threads: int = 1, loops: int = 200_000, dtype: str = "float32") -> float: ...
@@ -51,9 +54,7 @@ class Kernels:
         da: _Reals,
         row_loss: _Doubles,
     ) -> None: ...
-    def update(
-        self, rule: int, hyper: tuple[float, ...], lr: float, t: int, p: _Reals, g: _Reals, slots: _Reals
-    ) -> None: ...
+    def update(self, segments: NDArray[np.void], lr: float, t: int, p: _Reals, g: _Reals, slots: _Reals) -> None: ...
 
 def set_thread_policy(quota: int, exact: bool) -> None: ...
 
@@ -79,8 +80,9 @@ class Network:
         loss: int,
         loss_parameter: float,
         per_output: _Reals | None,
-        rule: int,
-        hyper: tuple[float, ...],
+        segments: NDArray[np.void],
+        uniform: bool,
+        norms: _Doubles | None,
         inputs: int,
         outputs: int,
         targets: str,

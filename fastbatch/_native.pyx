@@ -17,6 +17,8 @@ LOSS_NOT_FINITE = FB_LOSS_NOT_FINITE
 UPDATE_BLOCK = (FB_BLOCK_ROWS, FB_BLOCK_COLUMNS, FB_BLOCK_DEPTH)
 # parts of a batch whose gradients are summed in order, in small networks: how many at a time, and rows of each
 PARTS = (FB_PARTS, FB_PART_ROWS)
+MAX_HYPER = FB_MAX_HYPER
+NORM_BLOCK = FB_NORM_BLOCK
 GRADIENT_NOT_FINITE = FB_GRADIENT_NOT_FINITE
 
 
@@ -31,6 +33,8 @@ activations = _names(<const char **>fb_activation_names)
 losses = _names(<const char **>fb_loss_names)
 sources = _names(<const char **>fb_source_names)
 optimizers = dict(zip(_names(<const char **>fb_optimizer_names), [tuple(text.split(", ")) for text in _names(<const char **>fb_optimizer_hyper)]))
+# rules that want the norms of whole tensors
+normed = [name for row, name in enumerate(optimizers) if fb_optimizer_normed[row]]
 
 
 def targets():
@@ -86,12 +90,10 @@ cdef fb_loss _loss(int kind, double parameter, object per_output):
     return loss
 
 
-cdef fb_optimizer _optimizer(int rule, tuple hyper):
-    cdef fb_optimizer optimizer
-    optimizer.rule = rule
-    for i, value in enumerate(hyper):
-        optimizer.hyper[i] = value
-    return optimizer
+cdef const fb_segment *_segments(table) except? NULL:
+    if table.itemsize != sizeof(fb_segment):
+        raise ValueError("fb_segment of csrc/fastbatch.h and SEGMENT_DTYPE of native.py differ")
+    return <const fb_segment *>_data(table)
 
 
 def set_thread_policy(int quota, bint exact):

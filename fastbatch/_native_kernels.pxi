@@ -60,10 +60,10 @@ cdef class Kernels:
             self.k.loss(&loss, rows, outputs, ap, outputs, yp, outputs, weights, dp, outputs, values)
             fp_leave(mode)
 
-    def update(self, int rule, tuple hyper, double lr, int64_t t, p, g, slots):
+    def update(self, segments, double lr, int64_t t, p, g, slots):
+        """`segments` has one row, for all of `p`."""
         cdef fp_mode mode
-        cdef fb_optimizer optimizer = _optimizer(rule, hyper)
-        cdef double constants[8]
+        cdef const fb_segment *segment = _segments(segments)
         cdef fb_slice at
         at.p = _data(p)
         at.g = _data(g)
@@ -71,6 +71,5 @@ cdef class Kernels:
         at.slot_stride = at.n = len(p)
         with nogil:
             mode = fp_enter()
-            fb_prepare(&optimizer, lr, t, constants)
-            self.k.update(rule, constants, 1.0, at)
+            fb_update_tensor(self.k, &segment.optimizer, lr, t, 1.0, at)
             fp_leave(mode)

@@ -88,7 +88,7 @@ cdef class Network:
     cdef int threads  # that the arena has scratch for
 
     def __init__(self, str target, parameters, slots, steps, uint64_t seed, int loss, double loss_parameter, per_output,
-                 int rule, tuple hyper, int64_t inputs, int64_t outputs, str targets, double flops_per_row,
+                 segments, bint uniform, norms, int64_t inputs, int64_t outputs, str targets, double flops_per_row,
                  double flops_per_step, allowed, limit, Lock lock):
         """`targets` is what the loss takes, or "masked" for labels that the fast path leaves alone.
 
@@ -96,7 +96,7 @@ cdef class Network:
 
         A step costs flops_per_row for each of its rows, and flops_per_step whatever their number.
         """
-        self.held = (parameters, slots, steps, per_output)
+        self.held = (parameters, slots, steps, per_output, segments, norms)
         self.as_it_lies.kind = _ROWS_OF_SOURCES[parameters.dtype.str[1:]]
         self.as_it_lies.size = self.as_it_lies.step = parameters.itemsize
         self.as_it_lies.scale = self.as_it_lies.shift = NULL
@@ -111,7 +111,10 @@ cdef class Network:
         self.net.steps = <int64_t *>_data(steps)
         self.net.seed = seed
         self.net.loss = _loss(loss, loss_parameter, per_output)
-        self.net.optimizer = _optimizer(rule, hyper)
+        self.net.segments = _segments(segments)
+        self.net.segment_count = len(segments)
+        self.net.uniform = uniform
+        self.net.norms = <double *>_data(norms)
         self.inputs = inputs
         self.outputs = outputs
         self.takes_labels = targets == "classes"

@@ -90,6 +90,7 @@ _ELSEWHERE = {
     "b2": "betas",
     "epsilon": "eps",
     "alpha": "weight_decay",
+    "rho": "alpha",
     "use_bias": "bias",
     "kernel_initializer": "init",
     "max_iter": "epochs",

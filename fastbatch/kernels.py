@@ -172,7 +172,7 @@ def update(optimizer: ops.Optimizer, p: Array, g, slots: Array, t: int, *, backe
     p : (N,) ndarray
     g : (N,) array_like
     slots : (S, N) ndarray
-        S is ``optimizer.slots``; zeros before the first update.
+        S is ``optimizer.slots``; before the first update zeros, but for Adagrad's ``initial_accumulator_value``.
     t : int
         Number of this update, from 1.
     backend : str, default "auto"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from .layers import Activation, Dense, Dropout
 from .memory import ALIGNMENT
 from .model import Sequential
 
-__all__ = ["STAGE_FIELDS", "Arena", "Plan", "Stage", "inference_arena", "make_plan", "training_arena"]
+__all__ = ["STAGE_FIELDS", "Arena", "Plan", "Segment", "Stage", "inference_arena", "make_plan", "training_arena"]
 
 # Parameters up to which activations are more to exchange between threads than gradients are: 32 KiB of float32, in L1.
 # Of float64 both are twice as much.
@@ -56,6 +57,16 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """Parameters [begin, end) that one description updates, at `lr_factor` times the rate."""
+
+    begin: int
+    end: int
+    optimizer: ops.Optimizer
+    lr_factor: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """What one program computes: stages, loss and optimizer rule. Backends read nothing else about the model.
 
@@ -80,6 +91,34 @@ class Plan:
     @property
     def slots(self) -> int:
         return self.optimizer.slots
+
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """What updates which parameters, in order; frozen ones are in none. One per tensor where norms are taken."""
+        found: list[Segment] = []
+        dense = [stage for stage in self.stages if stage.has_dense]
+        for stage, setting in zip(dense, self.optimizer.settings(len(dense))):
+            if setting is None:
+                continue
+            row, factor = setting
+            assert stage.w is not None
+            behind = stage.w + stage.inputs * stage.outputs
+            parts = [Segment(stage.w, behind, row, factor)]
+            if stage.b is not None:
+                parts.append(Segment(stage.b, stage.b + stage.outputs, row.of_bias(), factor))
+            for part in parts:
+                last = found[-1] if found else None
+                if last and not row.normed and replace(last, begin=part.begin, end=part.end) == part:
+                    part = replace(part, begin=found.pop().begin) if last.end == part.begin else part
+                found.append(part)
+        return tuple(found)
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all parameters are updated alike, whatever the batch and their values."""
+        segments = self.segments
+        whole = len(segments) == 1 and segments[0].end - segments[0].begin == self.num_parameters
+        return whole and not segments[0].optimizer.normed and not segments[0].optimizer.by_weight
 
     @property
     def is_small(self) -> bool:
@@ -116,7 +155,9 @@ def make_plan(model: Sequential, loss: ops.Loss, optimizer: ops.Optimizer, preci
             stages[-1] = replace(stages[-1], activation=ops.get_activation(layer.name))
         elif isinstance(layer, Dropout):
             stages[-1] = replace(stages[-1], threshold=ops.random.dropout_threshold(layer.rate), layer=index)
-    return Plan(tuple(stages), model.dtype, loss, optimizer, offset, precision)
+    plan = Plan(tuple(stages), model.dtype, loss, optimizer, offset, precision)
+    optimizer.settings(sum(stage.has_dense for stage in stages))  # complains about layers that are not there
+    return plan
 
 
 # -- memory of the fused program ---------------------------------------------------------------------------------------

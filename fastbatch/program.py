@@ -165,7 +165,7 @@ class ComposedProgram:
                 feed.outputs[rows] = outputs
             total = sums + Sums(batch.loss / unit, batch.weight / unit)
             scale = 1 / batch.weight if batch.weight else 0.0
-            self._update(gradient, scale, float(lrs[step - first]), [(sums.totals, total.totals)])
+            self._update(gradient, scale, float(lrs[step - first]), [(sums.totals, total.totals)], unit)
             if time.monotonic() >= deadline:
                 return step + 1
         return last
@@ -204,15 +204,22 @@ class ComposedProgram:
         self._update(gradient, scale, lr, [])
 
     @np.errstate(all="ignore")
-    def _update(self, gradient: Array, scale: float, lr: float, also: list[tuple[Array, Array]]) -> None:
-        """One update, and the writes `also` (target, values) with it."""
+    def _update(
+        self, gradient: Array, scale: float, lr: float, also: list[tuple[Array, Array]], unit: float = 1.0
+    ) -> None:
+        """One update, and the writes `also` (target, values) with it; the batch's weights were multiplied by `unit`."""
         gradient = gradient * gradient.dtype.type(scale)
         if not np.isfinite(gradient).all():
             bad = gradient[~np.isfinite(gradient)][0]
             raise DivergenceError.at("gradient", float(bad), int(self.state.steps[0]))
         state, t = self.state, int(self.state.steps[0]) + 1
         parameters, slots = state.parameters.copy(), state.slots.copy()
-        self.kernels.update(self.plan.optimizer, parameters, gradient, slots, t, lr)
+        for segment in self.plan.segments:
+            at = slice(segment.begin, segment.end)
+            part = np.ascontiguousarray(slots[:, at])
+            row = segment.optimizer.at_scale(scale * unit)
+            self.kernels.update(row, parameters[at], gradient[at], part, t, lr * segment.lr_factor)
+            slots[:, at] = part
         writes = [(state.parameters, parameters), (state.slots, slots), (state.steps, np.array([t])), *also]
         try:
             _write(writes)

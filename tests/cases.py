@@ -166,8 +166,8 @@ def dense_cases(verb: str, pairs: Iterable[tuple[str, str]] = PAIRS) -> list[Den
 # -- losses ------------------------------------------------------------------------------------------------------------
 
 
-# where no rule finds a value that is allowed
-ALTERNATIVES = {"power": 1.8, "alpha": 0.3}
+# where no rule finds a value that is allowed, or one under which a step is not mostly rounding
+ALTERNATIVES = {"power": 1.8, "alpha": 0.3, "momentum_decay": 0.2, "lr_decay": 0.01, "l1": 0.01, "eps": 0.01}
 
 
 def _alternative(field, outputs: int):
@@ -178,6 +178,8 @@ def _alternative(field, outputs: int):
     assert default is not MISSING, f"{field.name}: a description has a default for everything"
     if isinstance(default, bool):
         return not default
+    if isinstance(default, str):
+        return "keras"
     if default is None:
         return tuple(0.5 + 0.25 * k for k in range(outputs))
     if isinstance(default, tuple):
@@ -185,11 +187,17 @@ def _alternative(field, outputs: int):
     return 0.3 if default == 0 else default * 0.3
 
 
-def variants(cls: type, outputs: int = 1, skip: tuple[str, ...] = ()) -> dict[str, object]:
-    """Every combination of default and non-default values of a description's fields that it accepts."""
+def variants(
+    cls: type, outputs: int = 1, skip: tuple[str, ...] = (), sizes: tuple[int, ...] | None = None
+) -> dict[str, object]:
+    """Every combination of default and non-default values of a description's fields that it accepts.
+
+    `sizes` are numbers of fields with other values, -1 meaning all.
+    """
     optional = [field for field in fields(cls) if field.name not in skip]
+    counts = range(len(optional) + 1) if sizes is None else [n % (len(optional) + 1) for n in sizes]
     found: dict[str, object] = {}
-    for chosen in chain.from_iterable(combinations(optional, n) for n in range(len(optional) + 1)):
+    for chosen in chain.from_iterable(combinations(optional, n) for n in counts):
         try:
             row = cls(**{field.name: _alternative(field, outputs) for field in chosen})
         except fb.ArgumentError:
@@ -273,8 +281,14 @@ def loss_cases(pairs: Iterable[tuple[str, str]] = PAIRS) -> list[LossCase]:
 
 # -- updates -----------------------------------------------------------------------------------------------------------
 
+# what is a matter of layers is no matter of a kernel
+OF_LAYERS = ("lr", "decay_bias", "frozen", "groups")
+# each field alone, all together, and in pairs where one leans on another
+SIZES = {ops.SGD: (0, 1, 2), ops.Adam: (0, 1, 2, -1)}
 OPTIMIZERS: dict[str, ops.Optimizer] = {
-    name: replace(row, lr=0.05) for cls in ops.OPTIMIZERS.values() for name, row in variants(cls, skip=("lr",)).items()
+    name: replace(row, lr=0.05)
+    for cls in ops.OPTIMIZERS.values()
+    for name, row in variants(cls, skip=OF_LAYERS, sizes=SIZES.get(cls, (0, 1, -1))).items()
 }
 # per class the defaults and the fullest variant; the rest is left to the kernel tests
 MAIN_OPTIMIZERS = tuple(
@@ -304,12 +318,12 @@ class UpdateCase:
     def data(self) -> dict[str, Array]:
         rng = rng_of(self.id)
         draw = normal(rng, self.dtype)
-        # at t = 1 slots are zero; later, squares as a running mean of squares is: never negative
-        slots = np.zeros((self.row.slots, self.N), self.dtype)
-        if self.t > 1:
-            slots[:] = 0.1 * draw(*slots.shape)
-            slots[1:] = np.square(draw(*slots[1:].shape)) + 1e-3
-        return {"p": draw(self.N), "g": draw(self.N), "slots": slots}
+        # beyond t = 1 what three updates leave, so that slots fit each other
+        slots = np.zeros((self.row.slots, self.N))
+        self.row.begin(slots)
+        for t in range(1, min(self.t, 4)):
+            self.row.update(rng.standard_normal(self.N), rng.standard_normal(self.N), slots, t, 0.05)
+        return {"p": draw(self.N), "g": draw(self.N), "slots": slots.astype(self.dtype)}
 
 
 def update_cases(pairs: Iterable[tuple[str, str]] = PAIRS) -> list[UpdateCase]:
@@ -382,6 +396,7 @@ class NetCase:
 
     def state(self, made: fb.Sequential) -> State:
         slots = np.zeros((OPTIMIZERS[self.optimizer].slots, made.num_parameters), made.dtype)
+        OPTIMIZERS[self.optimizer].begin(slots)
         return State(made.parameters, slots, np.zeros(1, np.int64), seed=0x1234567890ABCDEF)
 
     def program(self, backend=None) -> tuple[Plan, State, object]:

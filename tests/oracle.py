@@ -266,7 +266,8 @@ def update(row: ops.Optimizer, p, g, slots, t: int, lr: float, dtype: str) -> tu
 
     A rule is a short formula without cancellation other than between its arguments, so its result is the exact one for
     arguments perturbed by K u, K = ROUNDINGS / 2, rounded by K u. The largest deviation over all corners of that
-    perturbation bounds the first part to first order; holds for any rule of the registry.
+    perturbation bounds the first part to first order; holds for any rule of the registry. Where norms enter, a step is
+    proportional to them, and may scale as its arguments do: its own roundings come on top.
     """
     k = ROUNDINGS / 2 * U[dtype]
     p, g, slots = (v.astype(np.float64) for v in (p, g, slots))
@@ -279,8 +280,23 @@ def update(row: ops.Optimizer, p, g, slots, t: int, lr: float, dtype: str) -> tu
     exact_p, exact_slots = after((0.0,) * (2 + len(slots)))
     corners = [after(signs) for signs in product((-1.0, 1.0), repeat=2 + len(slots))]
     ep = np.max([np.abs(new - exact_p) for new, _ in corners], axis=0) + k * np.abs(exact_p) + TINY[dtype]
+    if row.normed:
+        ep += k * np.abs(exact_p - p)
+    # what decays with t is a power in double, within t 2^-53 of it (csrc/registry.c); two of them meet in a step
+    ep += 2 * t * 2.0**-53 * np.abs(exact_p - p)
     eslots = np.max([np.abs(new - exact_slots) for _, new in corners], axis=0) + k * np.abs(exact_slots) + TINY[dtype]
     return exact_p, ep, exact_slots, eslots
+
+
+def update_network(plan: Plan, p, g, slots, t: int, lr: float, dtype: str) -> tuple[Array, Array, Array, Array]:
+    """The same for all parameters of a network, segment by segment; frozen ones stay as they are."""
+    found = [p.astype(np.float64), np.zeros(p.shape), slots.astype(np.float64), np.zeros(slots.shape)]
+    for segment in plan.segments:
+        at = slice(segment.begin, segment.end)
+        parts = update(segment.optimizer, p[at], g[at], slots[:, at], t, lr * segment.lr_factor, dtype)
+        for whole, part in zip(found, parts):
+            whole[..., at] = part
+    return tuple(found)
 
 
 # -- networks ----------------------------------------------------------------------------------------------------------

@@ -664,7 +664,13 @@ UNKNOWN_KEYWORDS = {
             "weightdecay": "weight_decay",
         },
     ),
-    "AdamW": (lambda **k: fb.AdamW(**k), {"learning_rate": "lr", "amsgrad": None}),
+    "AdamW": (lambda **k: fb.AdamW(**k), {"learning_rate": "lr", "ams_grad": "amsgrad"}),
+    "RMSprop": (lambda **k: fb.RMSprop(**k), {"rho": "alpha", "center": "centered", "group": "groups"}),
+    "Adagrad": (lambda **k: fb.Adagrad(**k), {"lrdecay": "lr_decay", "froze": "frozen"}),
+    "NAdam": (lambda **k: fb.NAdam(**k), {"learning_rate": "lr", "semantic": "semantics"}),
+    "Lion": (lambda **k: fb.Lion(**k), {"beta_1": "betas", "eps": None}),
+    "LAMB": (lambda **k: fb.LAMB(**k), {"epsilon": "eps", "decay_biases": "decay_bias"}),
+    "LARS": (lambda **k: fb.LARS(**k), {"trust_coeff": "trust_coefficient", "nesterov": None}),
     "losses.MSE": (lambda **k: fb.losses.MSE(**k), {"reduction": None}),
     "losses.MAE": (lambda **k: fb.losses.MAE(**k), {"reduction": None}),
     "losses.Huber": (lambda **k: fb.losses.Huber(**k), {"dleta": "delta"}),
@@ -799,6 +805,12 @@ BAD_DESCRIPTIONS = {
             fb.SGD: ["lr", "momentum", "dampening", "weight_decay"],
             fb.Adam: ["lr", "eps", "weight_decay"],
             fb.AdamW: ["lr", "eps", "weight_decay"],
+            fb.RMSprop: ["lr", "alpha", "eps", "weight_decay", "momentum", "l1"],
+            fb.Adagrad: ["lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps"],
+            fb.NAdam: ["lr", "eps", "weight_decay", "momentum_decay"],
+            fb.Lion: ["lr", "weight_decay"],
+            fb.LAMB: ["lr", "eps", "weight_decay"],
+            fb.LARS: ["lr", "momentum", "weight_decay", "trust_coefficient", "eps"],
         }.items()
         for field in names
         for value in (-1e-3, NAN, INF, "0.1", None, [0.1], True, 1j)
@@ -808,7 +820,7 @@ BAD_DESCRIPTIONS = {
             lambda cls=cls, value=value: cls(betas=value),
             [f"{cls.__name__}(betas=): expected a pair"],
         )
-        for cls in (fb.Adam, fb.AdamW)
+        for cls in (fb.Adam, fb.AdamW, fb.NAdam, fb.Lion, fb.LAMB)
         for value in (
             0.9,
             (),

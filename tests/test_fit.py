@@ -88,4 +88,5 @@ def test_settings_are_plain():
     assert json.loads(json.dumps(found)) == found
     assert found == {
         **options, "validation_split": 0.25, "class_weight": "balanced", "check_finite": True,
+        "augment": [], "sampling": None,
     }  # fmt: skip

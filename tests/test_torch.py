@@ -27,7 +27,8 @@ U = {"float32": 2.0**-24, "float64": 2.0**-53}
 BOUND = {"float32": 1e-4, "float64": 1e-9}
 OUTPUTS = SIZES[-1]
 
-_SGD, _ADAM, _ADAMW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
+_optim = torch.optim
+_SGD, _ADAM, _ADAMW = _optim.SGD, _optim.Adam, _optim.AdamW
 OPTIMIZERS = {
     "sgd": (fb.SGD, _SGD, {"lr": 0.05}),
     "sgd, decay": (fb.SGD, _SGD, {"lr": 0.05, "weight_decay": 0.02}),
@@ -42,6 +43,27 @@ OPTIMIZERS = {
     "adam, betas, eps": (fb.Adam, _ADAM, {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-4}),
     "adamw": (fb.AdamW, _ADAMW, {}),
     "adamw, decay": (fb.AdamW, _ADAMW, {"lr": 3e-3, "weight_decay": 0.1}),
+    "adam, amsgrad": (fb.Adam, _ADAM, {"amsgrad": True}),
+    "adamw, amsgrad": (fb.AdamW, _ADAMW, {"lr": 3e-3, "betas": (0.8, 0.9), "amsgrad": True}),
+    "rmsprop": (fb.RMSprop, _optim.RMSprop, {"lr": 1e-3}),
+    "rmsprop, momentum, decay": (
+        fb.RMSprop, _optim.RMSprop, {"lr": 1e-3, "alpha": 0.9, "eps": 1e-4, "momentum": 0.8, "weight_decay": 0.02},
+    ),
+    "rmsprop, centered": (fb.RMSprop, _optim.RMSprop, {"lr": 1e-3, "centered": True, "alpha": 0.9}),
+    "rmsprop, centered, momentum": (
+        fb.RMSprop, _optim.RMSprop, {"lr": 1e-3, "centered": True, "momentum": 0.5, "eps": 1e-3},
+    ),
+    "adagrad": (fb.Adagrad, _optim.Adagrad, {}),
+    "adagrad, all": (
+        fb.Adagrad, _optim.Adagrad,
+        {"lr": 0.02, "lr_decay": 0.01, "weight_decay": 0.02, "initial_accumulator_value": 0.1, "eps": 1e-3},
+    ),
+    "nadam": (fb.NAdam, _optim.NAdam, {}),
+    "nadam, all": (
+        fb.NAdam, _optim.NAdam,
+        {"betas": (0.8, 0.95), "momentum_decay": 0.05, "weight_decay": 0.02, "decoupled_weight_decay": True},
+    ),
+    "nadam, decay": (fb.NAdam, _optim.NAdam, {"weight_decay": 0.02}),
 }  # fmt: skip
 
 
@@ -142,7 +164,7 @@ def parity(loss, activation, optimizer, backend, dtype):
 
 
 # every activation under the rules themselves; their options do not meet an activation, one is enough
-NAMED = ("sgd", "momentum", "nesterov", "adam", "adamw")
+NAMED = ("sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop", "adagrad", "nadam")
 FIFTY = [
     (name, activation) for name in OPTIMIZERS for activation in ACTIVATIONS if name in NAMED or activation == "tanh"
 ]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 
 from .. import _native, memory, ops, threads
 from ..errors import ArgumentError, BackendError, DivergenceError, did_you_mean
-from ..plan import Plan, inference_arena, training_arena
+from ..plan import Plan, Segment, inference_arena, training_arena
 from ..protocol import Feed, PerSample, State, Sums
 
 __all__ = ["FusedProgram", "Native"]
@@ -39,9 +40,32 @@ def _choose_target(name: str | None) -> str:
     return name
 
 
-def _hyper(optimizer: ops.Optimizer) -> tuple[float, ...]:
-    constants = optimizer.constants()
-    return tuple(float(constants[name]) for name in _native.optimizers[optimizer.rule])
+# fb_segment of csrc/fastbatch.h
+SEGMENT_DTYPE = np.dtype(
+    [
+        *((name, np.int64) for name in ("begin", "end", "rule")),
+        *((name, np.float64) for name in ("l1", "lr_factor", "by_weight")),
+        ("hyper", np.float64, _native.MAX_HYPER),
+    ]
+)
+
+
+def _segments(segments: Sequence[Segment]) -> Array:
+    table = np.zeros(len(segments), SEGMENT_DTYPE)
+    for row, segment in zip(table, segments):
+        optimizer, constants = segment.optimizer, segment.optimizer.constants()
+        row["begin"], row["end"], row["rule"] = segment.begin, segment.end, _OPTIMIZERS[optimizer.rule]
+        row["l1"], row["lr_factor"], row["by_weight"] = optimizer.l1, segment.lr_factor, optimizer.by_weight
+        names = _native.optimizers[optimizer.rule]
+        row["hyper"][: len(names)] = [constants[name] for name in names]
+    return table
+
+
+def _norms(plan: Plan) -> Array | None:
+    """Memory of the norms of blocks of the parameters."""
+    if not plan.optimizer.normed:
+        return None
+    return np.zeros((sum(-(-(s.end - s.begin) // _native.NORM_BLOCK) for s in plan.segments), 2))
 
 
 def _per_output(loss: ops.Loss, outputs: int, dtype: str) -> Array | None:
@@ -185,7 +209,8 @@ class Native:
         return Sums(float(row_loss.sum()), float(share.sum()))
 
     def update(self, optimizer: ops.Optimizer, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
-        self._kernels[p.dtype.name].update(_OPTIMIZERS[optimizer.rule], _hyper(optimizer), lr, t, p, g, slots)
+        segments = _segments([Segment(0, len(p), optimizer, 1.0)])
+        self._kernels[p.dtype.name].update(segments, lr, t, p, g, slots)
 
     def permutation(self, n: int, seed: int, epoch: int) -> Array:
         order = np.arange(n, dtype=np.int64)
@@ -243,8 +268,9 @@ class FusedProgram:
             _LOSSES[plan.loss.name],
             plan.loss.parameter,
             _per_output(plan.loss, plan.outputs, plan.dtype),
-            _OPTIMIZERS[plan.optimizer.rule],
-            _hyper(plan.optimizer),
+            _segments(plan.segments),
+            plan.is_uniform,
+            _norms(plan),
             plan.inputs,
             plan.outputs,
             "masked" if plan.loss.ignored is not None else plan.loss.targets,

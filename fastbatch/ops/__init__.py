@@ -10,6 +10,7 @@ from .activations import ACTIVATIONS, SYNONYMS, Activation
 from .initializers import AUTO, INITIALIZERS, Initializer
 from .losses import LOSSES, Loss
 from .metrics import METRICS, Metric, as_given, custom, measure, top_k
+from .optimizer import SEMANTICS
 from .optimizers import OPTIMIZERS, SGD, Adam, Optimizer
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "LOSSES",
     "METRICS",
     "OPTIMIZERS",
+    "SEMANTICS",
     "SGD",
     "Activation",
     "Adam",

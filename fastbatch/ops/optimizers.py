@@ -1,83 +1,27 @@
 """Optimizers: immutable descriptions, and in NumPy what each one does to a parameter.
 
-Defaults, keywords and arithmetic are torch's (torch.optim 2.x). A description holds no state: the slots belong to the
-trainer, so one object may serve many of them.
+Defaults, keywords and arithmetic are torch's (torch.optim 2.x) where it has them. A description holds no state: the
+slots belong to the trainer, so one object may serve many of them. The keywords that all of them share are those of
+:class:`~fastbatch.ops.optimizer.Optimizer`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from numbers import Real
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from ..errors import ArgumentError, named_fields
 from ..schedules import Schedule
+from .optimizer import Optimizer
 
-__all__ = ["OPTIMIZERS", "SGD", "Adam", "AdamW", "Optimizer"]
+__all__ = [
+    "LAMB", "LARS", "OPTIMIZERS", "SGD", "Adagrad", "Adam", "AdamW", "Lion", "NAdam", "Optimizer", "RMSprop",
+]  # fmt: skip
 
 Array = np.ndarray
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """Base of every optimizer.
-
-    A subclass states `rule` (the row of ``csrc/ops/optimizers.def`` that runs it),
-    `constants()` (the numbers that row asks for, by name) and `update`. `lr` is a number or a schedule; what runs is
-    `rate` or `rates` of the update.
-    """
-
-    lr: float | Schedule = 1e-3
-    rule: ClassVar[str]
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type == "bool":
-                if not isinstance(value, (bool, np.bool_)):
-                    self._refuse(field.name, "True or False")
-            elif field.type.startswith("float"):
-                if field.name == "lr" and isinstance(value, Schedule):
-                    continue
-                if (
-                    isinstance(value, bool)
-                    or not isinstance(value, Real)
-                    or not (math.isfinite(value) and float(value) >= 0)
-                ):
-                    self._refuse(field.name, "a finite number >= 0" + " or a schedule" * (field.name == "lr"))
-            elif not (
-                isinstance(value, (tuple, list))
-                and len(value) == 2
-                and all(isinstance(beta, Real) and 0 <= float(beta) < 1 for beta in value)
-            ):
-                self._refuse(field.name, "a pair of numbers in [0, 1)")
-
-    def _refuse(self, name: str, expected: str) -> None:
-        raise ArgumentError(f"{type(self).__name__}({name}=): expected {expected}, got {getattr(self, name)!r}")
-
-    def rate(self, t: int) -> float:
-        """Learning rate of update `t`, counted from 0."""
-        return self.lr(t) if isinstance(self.lr, Schedule) else float(self.lr)
-
-    def rates(self, first: int, count: int) -> Array:
-        """Learning rates of the updates `first` .. `first + count - 1`, (count,) float64."""
-        return self.lr.values(first, count) if isinstance(self.lr, Schedule) else np.full(count, float(self.lr))
-
-    @property
-    def slots(self) -> int:
-        """Number of state values per parameter, S."""
-        raise NotImplementedError
-
-    def constants(self) -> dict[str, float]:
-        """The hyperparameters that the rule reads, by name, without the learning rate."""
-        raise NotImplementedError
-
-    def update(self, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
-        """Update `p` (N,) and `slots` (S, N) in place from the gradient `g` (N,); `t` counts updates from 1."""
-        raise NotImplementedError
 
 
 @named_fields
@@ -89,17 +33,21 @@ class SGD(Optimizer):
     ----------
     lr : float or Schedule, default 1e-3
     momentum : float, default 0
-        ``buf = momentum * buf + (1 - dampening) * g``; the first update sets ``buf = g``.
+        ``buf = momentum * buf + (1 - dampening) * g``; the first update sets ``buf = g``. Semantics sklearn and keras:
+        ``v = momentum * v - lr * g``, which differs where lr changes.
     dampening : float, default 0
+        torch's form only.
     weight_decay : float, default 0
         Coupled L2: ``weight_decay * p`` is added to the gradient.
     nesterov : bool, default False
         Step along ``g + momentum * buf``; needs momentum > 0 and dampening = 0.
+    **settings
+        l1, decay_bias, frozen, groups, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
 
     Raises
     ------
     ArgumentError
-        For a negative or non-finite number, or nesterov without momentum.
+        For a negative or non-finite number, nesterov without momentum, or dampening in a form that has none.
     """
 
     momentum: float = 0.0
@@ -114,6 +62,8 @@ class SGD(Optimizer):
                 "SGD(nesterov=True): expected momentum > 0 and dampening = 0, "
                 f"got momentum={self.momentum}, dampening={self.dampening}"
             )
+        if self.dampening and self.semantics != "torch":
+            raise ArgumentError(f"SGD(dampening=): expected 0 with semantics={self.semantics!r}, got {self.dampening}")
 
     @property
     def rule(self) -> str:  # type: ignore[override]
@@ -123,24 +73,31 @@ class SGD(Optimizer):
     def slots(self) -> int:
         return 1 if self.momentum else 0
 
+    @property
+    def _velocity(self) -> bool:
+        return self.semantics != "torch"
+
     def constants(self) -> dict[str, float]:
         if not self.momentum:
             return {"weight_decay": self.weight_decay}
         return {
+            "weight_decay": self.weight_decay,
             "momentum": self.momentum,
             "dampening": self.dampening,
-            "weight_decay": self.weight_decay,
             "nesterov": float(self.nesterov),
+            "velocity": float(self._velocity),
         }
 
     def update(self, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
-        if self.weight_decay:
-            g = g + self.weight_decay * p
-        if self.momentum:
-            buf = slots[0]
-            buf[:] = g if t == 1 else self.momentum * buf + (1 - self.dampening) * g
-            g = g + self.momentum * buf if self.nesterov else buf
-        p -= lr * g
+        g = self._penalised(p, g, self.weight_decay)
+        if not self.momentum:
+            p -= lr * g
+            return
+        buf = slots[0]
+        if self._velocity:  # the slot is -v
+            g, lr = lr * g, 1.0
+        buf[:] = g if t == 1 else self.momentum * buf + (1 - self.dampening) * g
+        p -= lr * (g + self.momentum * buf if self.nesterov else buf)
 
 
 @named_fields
@@ -154,9 +111,14 @@ class Adam(Optimizer):
     betas : (float, float), default (0.9, 0.999)
         Decay of the running means of g and g^2.
     eps : float, default 1e-8
-        Added to the bias-corrected root, outside it; above 0, or a parameter without a gradient would become 0 / 0.
+        Added to the bias-corrected root, outside it (semantics sklearn and keras: to the root before it is corrected);
+        above 0, or a parameter without a gradient would become 0 / 0.
     weight_decay : float, default 0
         Coupled L2: ``weight_decay * p`` is added to the gradient.
+    amsgrad : bool, default False
+        Divide by the root of the largest running mean of g^2 so far (Reddi et al., arXiv:1904.09237).
+    **settings
+        l1, decay_bias, frozen, groups, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
 
     Raises
     ------
@@ -164,40 +126,50 @@ class Adam(Optimizer):
         For a negative or non-finite number, or a beta outside [0, 1).
     """
 
-    rule: ClassVar[str] = "adam"
     decoupled: ClassVar[bool] = False
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    amsgrad: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.eps == 0:
-            self._refuse("eps", "a finite number > 0")
+        self._refuse_zero("eps")
+
+    @property
+    def rule(self) -> str:  # type: ignore[override]
+        return "adam_max" if self.amsgrad else "adam"
 
     @property
     def slots(self) -> int:
-        return 2
+        return 3 if self.amsgrad else 2
+
+    @property
+    def _folded(self) -> bool:
+        return self.semantics != "torch"
 
     def constants(self) -> dict[str, float]:
         return {
+            "weight_decay": self.weight_decay,
             "beta1": self.betas[0],
             "beta2": self.betas[1],
             "eps": self.eps,
-            "weight_decay": self.weight_decay,
             "decoupled": float(self.decoupled),
+            "folded": float(self._folded),
         }
 
     def update(self, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
-        (beta1, beta2), (m, v) = self.betas, slots
+        (beta1, beta2), m, v = self.betas, slots[0], slots[1]
+        g = self._penalised(p, g, 0.0 if self.decoupled else self.weight_decay)
         if self.decoupled:
             p *= 1 - lr * self.weight_decay
-        elif self.weight_decay:
-            g = g + self.weight_decay * p
         m += (1 - beta1) * (g - m)
         v[:] = beta2 * v + (1 - beta2) * g * g
-        p -= lr / (1 - beta1**t) * m / (np.sqrt(v) / math.sqrt(1 - beta2**t) + self.eps)
+        if self.amsgrad:
+            slots[2] = v = np.maximum(slots[2], v)
+        root = math.sqrt(1 - beta2**t)
+        p -= lr / (1 - beta1**t) * m / (np.sqrt(v) / root + (self.eps / root if self._folded else self.eps))
 
 
 @named_fields
@@ -213,4 +185,333 @@ class AdamW(Adam):
     weight_decay: float = 1e-2
 
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {cls.__name__.lower(): cls for cls in (SGD, Adam, AdamW)}
+@named_fields
+@dataclass(frozen=True)
+class RMSprop(Optimizer):
+    """RMSprop, torch.optim.RMSprop.
+
+    Parameters
+    ----------
+    lr : float or Schedule, default 1e-2
+    alpha : float, default 0.99
+        Decay of the running mean of g^2, below 1.
+    eps : float, default 1e-8
+        Added to the root, above 0; semantics keras: under it.
+    weight_decay : float, default 0
+        Coupled L2: ``weight_decay * p`` is added to the gradient.
+    momentum : float, default 0
+        ``buf = momentum * buf + g / root``; semantics keras: ``lr * g / root``.
+    centered : bool, default False
+        Divide by the root of an estimate of the variance; one that rounding makes negative counts as 0.
+    **settings
+        l1, decay_bias, frozen, groups, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
+    """
+
+    lr: float | Schedule = 1e-2
+    alpha: float = 0.99
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    centered: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._refuse_zero("eps")
+        if self.alpha >= 1:
+            self._refuse("alpha", "a number in [0, 1)")
+
+    @property
+    def rule(self) -> str:  # type: ignore[override]
+        return "rmsprop_centered" if self.centered else "rmsprop_momentum" if self.momentum else "rmsprop"
+
+    @property
+    def slots(self) -> int:
+        return 3 if self.centered else 2 if self.momentum else 1
+
+    def constants(self) -> dict[str, float]:
+        return {
+            "weight_decay": self.weight_decay,
+            "alpha": self.alpha,
+            "eps": self.eps,
+            "momentum": self.momentum,
+            "inside": float(self.semantics == "keras"),
+        }
+
+    def update(self, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
+        g = self._penalised(p, g, self.weight_decay)
+        square = slots[0]
+        square[:] = self.alpha * square + (1 - self.alpha) * g * g
+        if self.centered:
+            slots[2] += (1 - self.alpha) * (g - slots[2])
+            square = np.maximum(square - slots[2] * slots[2], 0)
+        if self.semantics == "keras":
+            step, lr = lr * g / np.sqrt(square + self.eps), 1.0
+        else:
+            step = g / (np.sqrt(square) + self.eps)
+        if len(slots) > 1:
+            step = slots[1] = self.momentum * slots[1] + step
+        p -= lr * step
+
+
+@named_fields
+@dataclass(frozen=True)
+class Adagrad(Optimizer):
+    """Adagrad (Duchi et al. 2011), torch.optim.Adagrad.
+
+    Parameters
+    ----------
+    lr : float or Schedule, default 1e-2
+    lr_decay : float, default 0
+        Update t, counted from 1, has the rate ``lr / (1 + (t - 1) * lr_decay)``.
+    weight_decay : float, default 0
+        Coupled L2: ``weight_decay * p`` is added to the gradient.
+    initial_accumulator_value : float, default 0
+        What the sums of g^2 begin with; Keras' default is 0.1.
+    eps : float, default 1e-10
+        Added to the root, above 0; semantics keras: under it.
+    **settings
+        l1, decay_bias, frozen, groups, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
+    """
+
+    lr: float | Schedule = 1e-2
+    lr_decay: float = 0.0
+    weight_decay: float = 0.0
+    initial_accumulator_value: float = 0.0
+    eps: float = 1e-10
+
+    rule: ClassVar[str] = "adagrad"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._refuse_zero("eps")
+
+    @property
+    def slots(self) -> int:
+        return 1
+
+    def begin(self, slots: Array) -> None:
+        slots[0] = self.initial_accumulator_value
+
+    def constants(self) -> dict[str, float]:
+        return {
+            "weight_decay": self.weight_decay,
+            "lr_decay": self.lr_decay,
+            "eps": self.eps,
+            "inside": float(self.semantics == "keras"),
+        }
+
+    def update(self, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
+        g = self._penalised(p, g, self.weight_decay)
+        slots[0] += g * g
+        root = np.sqrt(slots[0] + self.eps) if self.semantics == "keras" else np.sqrt(slots[0]) + self.eps
+        p -= lr / (1 + (t - 1) * self.lr_decay) * g / root
+
+
+@named_fields
+@dataclass(frozen=True)
+class NAdam(Optimizer):
+    """Adam with Nesterov momentum (Dozat 2016), torch.optim.NAdam.
+
+    Parameters
+    ----------
+    lr : float or Schedule, default 2e-3
+    betas, eps, weight_decay
+        As of :class:`Adam`.
+    momentum_decay : float, default 4e-3
+        The momentum of update t is ``betas[0] * (1 - 0.5 * 0.96 ** (t * momentum_decay))``.
+    decoupled_weight_decay : bool, default False
+        Shrink the parameter by ``lr * weight_decay``, as AdamW does.
+    **settings
+        l1, decay_bias, frozen, groups, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
+    """
+
+    lr: float | Schedule = 2e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    momentum_decay: float = 4e-3
+    decoupled_weight_decay: bool = False
+
+    rule: ClassVar[str] = "nadam"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._refuse_zero("eps")
+
+    @property
+    def slots(self) -> int:
+        return 2
+
+    def constants(self) -> dict[str, float]:
+        return {
+            "weight_decay": self.weight_decay,
+            "beta1": self.betas[0],
+            "beta2": self.betas[1],
+            "eps": self.eps,
+            "warmth": 0.96**self.momentum_decay,
+            "decoupled": float(self.decoupled_weight_decay),
+        }
+
+    def _momentum(self, t: int) -> float:
+        return self.betas[0] * (1 - 0.5 * 0.96 ** (t * self.momentum_decay))
+
+    def update(self, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
+        (beta1, beta2), (m, v) = self.betas, slots
+        g = self._penalised(p, g, 0.0 if self.decoupled_weight_decay else self.weight_decay)
+        if self.decoupled_weight_decay:
+            p *= 1 - lr * self.weight_decay
+        m += (1 - beta1) * (g - m)
+        v[:] = beta2 * v + (1 - beta2) * g * g
+        # the product of the momenta is at most beta1^t, and of no account below 2^-60
+        past = math.prod(map(self._momentum, range(1, t + 1))) if beta1**t > 2.0**-60 else 0.0
+        now, then = self._momentum(t), self._momentum(t + 1)
+        root = np.sqrt(v) / math.sqrt(1 - beta2**t) + self.eps
+        p -= (lr * (1 - now) / (1 - past) * g + lr * then / (1 - past * then) * m) / root
+
+
+@named_fields
+@dataclass(frozen=True)
+class Lion(Optimizer):
+    """Lion (Chen et al., arXiv:2302.06675): steps of ``lr`` along a sign. Wants an lr 3 to 10 times below AdamW's.
+
+    Parameters
+    ----------
+    lr : float or Schedule, default 1e-4
+    betas : (float, float), default (0.9, 0.99)
+        Weight of the running mean of g in the step, and its decay.
+    weight_decay : float, default 0
+        Decoupled: the parameter shrinks by ``lr * weight_decay``.
+    **settings
+        l1, decay_bias, frozen, groups, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
+    """
+
+    lr: float | Schedule = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+
+    rule: ClassVar[str] = "lion"
+
+    @property
+    def slots(self) -> int:
+        return 1
+
+    def constants(self) -> dict[str, float]:
+        return {"weight_decay": self.weight_decay, "beta1": self.betas[0], "beta2": self.betas[1]}
+
+    def update(self, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
+        (beta1, beta2), m = self.betas, slots[0]
+        g = self._penalised(p, g)
+        p *= 1 - lr * self.weight_decay
+        p -= lr * np.sign(m + (1 - beta1) * (g - m))
+        m += (1 - beta2) * (g - m)
+
+
+def _norm(x: Array) -> float:
+    return math.sqrt(np.square(x, dtype=np.float64).sum())
+
+
+@named_fields
+@dataclass(frozen=True)
+class LAMB(Optimizer):
+    """LAMB (You et al., arXiv:1904.00962) for large batches: Adam's step, scaled to the norm of each tensor.
+
+    Weights and bias of a layer are a tensor each. The step is ``lr * |p| / |u| * u``, or ``lr * u`` where a norm is 0,
+    with ``u = m / (sqrt(v) + eps) + weight_decay * p``, both means corrected. Meant with
+    :class:`fastbatch.schedules.Warmup`.
+
+    Parameters
+    ----------
+    lr : float or Schedule, default 1e-3
+    betas : (float, float), default (0.9, 0.999)
+    eps : float, default 1e-6
+    weight_decay : float, default 0
+    **settings
+        l1, decay_bias, frozen, groups, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-6
+    weight_decay: float = 0.0
+
+    rule: ClassVar[str] = "lamb"
+    normed: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._refuse_zero("eps")
+
+    @property
+    def slots(self) -> int:
+        return 2
+
+    def constants(self) -> dict[str, float]:
+        return {
+            "weight_decay": self.weight_decay,
+            "beta1": self.betas[0],
+            "beta2": self.betas[1],
+            "eps": self.eps,
+        }
+
+    def update(self, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
+        (beta1, beta2), (m, v) = self.betas, slots
+        g = self._penalised(p, g)
+        m += (1 - beta1) * (g - m)
+        v[:] = beta2 * v + (1 - beta2) * g * g
+        u = m / (1 - beta1**t) / (np.sqrt(v) / math.sqrt(1 - beta2**t) + self.eps) + self.weight_decay * p
+        of_p, of_u = _norm(p), _norm(u)
+        p -= (lr * of_p / of_u if of_p and of_u else lr) * u
+
+
+@named_fields
+@dataclass(frozen=True)
+class LARS(Optimizer):
+    """LARS (You et al., arXiv:1708.03888) for large batches: momentum whose rate follows the norms of each tensor.
+
+    Weights and bias of a layer are a tensor each, with
+    ``rate = lr * trust_coefficient * |p| / (|g| + weight_decay * |p| + eps)``, or ``lr`` where a norm is 0, and
+    ``buf = momentum * buf + rate * (g + weight_decay * p); p -= buf``. Meant with :class:`fastbatch.schedules.Warmup`.
+
+    Parameters
+    ----------
+    lr : float or Schedule, default 1.0
+    momentum : float, default 0.9
+    weight_decay : float, default 0
+    trust_coefficient : float, default 1e-3
+    eps : float, default 0
+    **settings
+        l1, decay_bias, frozen, groups, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
+    """
+
+    lr: float | Schedule = 1.0
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    trust_coefficient: float = 1e-3
+    eps: float = 0.0
+
+    rule: ClassVar[str] = "lars"
+    normed: ClassVar[bool] = True
+
+    @property
+    def slots(self) -> int:
+        return 1
+
+    def constants(self) -> dict[str, float]:
+        return {
+            "weight_decay": self.weight_decay,
+            "momentum": self.momentum,
+            "trust": self.trust_coefficient,
+            "eps": self.eps,
+        }
+
+    def update(self, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
+        g = self._penalised(p, g)
+        of_p, of_g = _norm(p), _norm(g)
+        if of_p and of_g:
+            lr = lr * self.trust_coefficient * of_p / (of_g + self.weight_decay * of_p + self.eps)
+        slots[0] = self.momentum * slots[0] + lr * (g + self.weight_decay * p)
+        p -= slots[0]
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    cls.__name__.lower(): cls for cls in (SGD, Adam, AdamW, RMSprop, Adagrad, NAdam, Lion, LAMB, LARS)
+}

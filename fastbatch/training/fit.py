@@ -70,6 +70,7 @@ class Settings:
         self.validation_split = checks.fraction("validation_split", self.validation_split)
         self.check_finite = checks.flag("check_finite", self.check_finite)
         self.noise = noise_of(self.augment)
+        self.augment = list(self.augment) if isinstance(self.augment, (list, tuple)) else [self.augment]
 
     @property
     def of_data(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -52,6 +53,9 @@ class Trainer:
         "bf16" multiplies in bfloat16, for large float32 models on CPUs where that is faster, in `fit` as in `predict`
         and `evaluate` of the trainer: operands of products are rounded to 8 bits, sums, weights, optimizer state and
         everything else stay float32.
+    semantics : {"torch", "sklearn", "keras"}, default "torch"
+        Whose formula the optimizer means where the three differ under one name: docs/optimizers.md. "torch" leaves the
+        optimizer as it is.
     seed : int, default 0
         Of shuffles, dropout and splits.
 
@@ -100,6 +104,7 @@ class Trainer:
         backend: str = "auto",
         num_threads: int | None = None,
         precision: str = "float32",
+        semantics: str = "torch",
         seed: int = 0,
     ) -> None:
         if not isinstance(model, Sequential):
@@ -107,6 +112,11 @@ class Trainer:
         self.model = model
         self.loss = ops.get_loss(loss)
         self.optimizer = ops.get_optimizer(optimizer)
+        if semantics not in ops.SEMANTICS:
+            raise unknown_name("Trainer(semantics=)", semantics, ops.SEMANTICS)
+        if semantics != "torch":
+            self.optimizer = replace(self.optimizer, semantics=semantics)
+        self.semantics = semantics
         self.metrics = ops.get_metrics(metrics, self.loss)
         self.num_threads = None if num_threads is None else checks.count("num_threads", num_threads)
         if precision not in PRECISIONS:
@@ -122,6 +132,7 @@ class Trainer:
         self.lr_factor = 1.0
         self._input_scale: tuple[Array, Array] | None = None
         self._slots = memory.zeros((self.optimizer.slots, model.num_parameters), model.dtype)
+        self.optimizer.begin(self._slots)
         self._steps = np.zeros(1, np.int64)
         self._gradient: Array | None = None  # what backward has added since the last update
         self._gradient_rows = 0

@@ -133,11 +133,16 @@ static fb_loss loss_of(test *t)
     return (fb_loss){row_of(t, "loss", fb_loss_names), number(t, "parameter"), at(t, "per_output")};
 }
 
-static fb_optimizer optimizer_of(test *t)
+/* Segments of one rule, whose row here need not be that of the library that wrote them. */
+static const fb_segment *segments_of(test *t, int64_t *count)
 {
-    fb_optimizer made = {.rule = row_of(t, "rule", fb_optimizer_names)};
-    memcpy(made.hyper, find(t, "hyper")->data, find(t, "hyper")->bytes);
-    return made;
+    const held *h = find(t, "segments");
+    if (h->bytes % sizeof(fb_segment)) fail(t->name, "another fb_segment");
+    *count = (int64_t)(h->bytes / sizeof(fb_segment));
+    const fb_segment *found = at(t, "segments");
+    for (int64_t i = 0; i < *count; i++)
+        if (found[i].optimizer.rule != row_of(t, "rule", fb_optimizer_names)) fail(t->name, "another row of optimizers.def");
+    return found;
 }
 
 /* -- one function per verb: the only place that knows how a kernel is called ---------------------------------------- */
@@ -189,11 +194,11 @@ static void loss(const fb_kernels *k, test *t)
 
 static void update(const fb_kernels *k, test *t)
 {
-    const fb_optimizer optimizer = optimizer_of(t);
+    int64_t count;
+    const fb_segment *segment = segments_of(t, &count);
     const int64_t n = find(t, "p")->as.columns;
-    double constants[FB_MAX_CONSTANTS] = {0};
-    fb_prepare(&optimizer, number(t, "lr"), integer(t, "t"), constants);
-    k->update(optimizer.rule, constants, 1, (fb_slice){at(t, "p"), at(t, "g"), at(t, "slots"), n, n});
+    fb_update_tensor(k, &segment->optimizer, number(t, "lr"), integer(t, "t"), 1,
+                     (fb_slice){at(t, "p"), at(t, "g"), at(t, "slots"), n, n});
 }
 
 static void dropout(const fb_kernels *k, test *t)
@@ -216,10 +221,13 @@ static fb_network network_of(const fb_kernels *k, test *t)
     const int64_t *offsets = at(t, "offsets");
     const held *stages = find(t, "stages");
     if (stages->as.columns * (int64_t)sizeof(int64_t) != sizeof(fb_stage)) fail(t->name, "another fb_stage");
+    int64_t segment_count;
+    const fb_segment *segments = segments_of(t, &segment_count);
     return (fb_network){.kernels = k, .stages = at(t, "stages"), .stage_count = stages->as.rows,
                         .parameters = at(t, "parameters"), .parameter_count = find(t, "parameters")->as.columns,
                         .slots = at(t, "slots"), .steps = at(t, "steps"), .seed = (uint64_t)integer(t, "seed"),
-                        .loss = loss_of(t), .optimizer = optimizer_of(t), .y = offsets[0], .row_loss = offsets[1],
+                        .loss = loss_of(t), .segments = segments, .segment_count = segment_count,
+                        .uniform = (int)integer(t, "uniform"), .norms = at(t, "norms"), .y = offsets[0], .row_loss = offsets[1],
                         .row_weight = offsets[2], .row_share = offsets[3], .gradient = offsets[4],
                         .scratch = offsets[5], .scratch_bytes = offsets[6], .parts = offsets[7],
                         .part_bytes = offsets[8]};

@@ -1,0 +1,221 @@
+"""What every optimizer is: an immutable description, its settings of single layers, and its rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..errors import ArgumentError, did_you_mean, unknown_name
+from ..schedules import Schedule
+
+__all__ = ["SEMANTICS", "Optimizer"]
+
+Array = np.ndarray
+
+SEMANTICS = ("torch", "sklearn", "keras")
+
+# Of the fields, those that are not a matter of one layer.
+_OF_ALL_LAYERS = ("lr", "frozen", "groups", "semantics", "initial_accumulator_value")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Base of every optimizer.
+
+    A subclass has a field weight_decay and states `rule` (the row of ``csrc/ops/optimizers.def`` that runs it),
+    `constants()` (the numbers that row asks for, by name, weight_decay among them) and `update`. `lr` is a number or a
+    schedule; what runs is `rate` or `rates` of the update.
+
+    Parameters
+    ----------
+    lr : float or Schedule
+    l1 : float, default 0
+        L1 penalty: ``l1 * sign(p)`` is added to the gradient, with sign(0) = 0. Coupled in every optimizer.
+    decay_bias : bool, default True
+        Whether weight_decay and l1 hold for biases, too.
+    frozen : sequence of int, default ()
+        Layers that are not updated and whose slots do not change. A layer is its index in ``model.weights``, negative
+        from the end.
+    groups : dict of int to dict, default {}
+        Settings of single layers: ``{0: {"lr": 1e-4}, -1: {"weight_decay": 0}}``. Any number of the optimizer that does
+        not change what its slots are, and ``lr_factor``, which multiplies the optimizer's rate, also that of a
+        schedule. ``lr`` is another way to say that, beside an lr that is a number; it is kept as the factor.
+    semantics : {"torch", "sklearn", "keras"}, default "torch"
+        Whose formula is meant where the three differ under one name (docs/optimizers.md); defaults stay torch's.
+
+    Attributes
+    ----------
+    normed : bool
+        Whether the rate depends on norms of the whole tensor, so that tensors are updated one by one.
+    """
+
+    lr: float | Schedule = 1e-3
+    l1: float = field(default=0.0, kw_only=True)
+    decay_bias: bool = field(default=True, kw_only=True)
+    frozen: tuple[int, ...] = field(default=(), kw_only=True)
+    groups: dict[int, dict[str, Any]] = field(default_factory=dict, kw_only=True, hash=False)
+    semantics: str = field(default="torch", kw_only=True)
+
+    rule: ClassVar[str]
+    normed: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.type == "bool":
+                if not isinstance(value, (bool, np.bool_)):
+                    self._refuse(each.name, "True or False")
+            elif each.type.startswith("float"):
+                if each.name == "lr" and isinstance(value, Schedule):
+                    continue
+                if (
+                    isinstance(value, bool)
+                    or not isinstance(value, Real)
+                    or not (math.isfinite(value) and float(value) >= 0)
+                ):
+                    self._refuse(each.name, "a finite number >= 0" + " or a schedule" * (each.name == "lr"))
+            elif each.name == "betas" and not (
+                isinstance(value, (tuple, list))
+                and len(value) == 2
+                and all(isinstance(beta, Real) and 0 <= float(beta) < 1 for beta in value)
+            ):
+                self._refuse("betas", "a pair of numbers in [0, 1)")
+        if self.semantics not in SEMANTICS:
+            raise unknown_name(f"{type(self).__name__}(semantics=)", self.semantics, SEMANTICS)
+        if not isinstance(self.frozen, Iterable) or not all(map(_is_layer, self.frozen)):
+            self._refuse("frozen", "indices of layers, such as (0, 1)")
+        object.__setattr__(self, "frozen", tuple(self.frozen))
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        groups = self.groups
+        if not isinstance(groups, dict) or not all(
+            _is_layer(layer) and isinstance(values, dict) for layer, values in groups.items()
+        ):
+            self._refuse("groups", "a dict of layer indices to dicts, such as {0: {'lr': 1e-4}}")
+        allowed = [each.name for each in fields(self) if each.name not in _OF_ALL_LAYERS] + ["lr", "lr_factor"]
+        found = {}
+        for layer, values in groups.items():
+            where = f"{type(self).__name__}(groups={{{layer}: ...}})"
+            for name in values:
+                if name not in allowed:
+                    raise ArgumentError(f"{where}: {name!r} is not a setting of a layer{did_you_mean(name, allowed)}")
+            own = {name: value for name, value in values.items() if name != "lr"}
+            if "lr" in values:
+                if "lr_factor" in values:
+                    raise ArgumentError(f"{where}: expected lr or lr_factor, got both")
+                own["lr_factor"] = self._factor(values["lr"], where)
+            factor = own.get("lr_factor", 1.0)
+            if isinstance(factor, bool) or not isinstance(factor, Real) or not 0 <= float(factor) < math.inf:
+                raise ArgumentError(f"{where}: expected an lr_factor that is a finite number >= 0, got {factor!r}")
+            found[layer] = own
+            row = self._with(own)
+            if (row.rule, row.slots) != (self.rule, self.slots):
+                raise ArgumentError(f"{where}: expected settings under which the slots stay the same, got {values}")
+        object.__setattr__(self, "groups", found)
+
+    def _factor(self, lr: object, where: str) -> float:
+        """The rate `lr` of a layer, as a multiple of this description's: it stays that when the rate changes."""
+        if isinstance(self.lr, Schedule) or self.lr == 0:
+            raise ArgumentError(
+                f"{where}: expected lr_factor, got lr beside an lr of {self.lr!r}, which is not a number above 0"
+            )
+        if isinstance(lr, bool) or not isinstance(lr, Real) or not 0 <= float(lr) < math.inf:
+            raise ArgumentError(f"{where}: expected as lr of a layer a finite number >= 0, got {lr!r}")
+        return float(lr) / float(self.lr)
+
+    def _with(self, values: dict[str, Any]) -> Optimizer:
+        """This description with the settings of a layer."""
+        own = {name: value for name, value in values.items() if name != "lr_factor"}
+        return replace(self, groups={}, frozen=(), **own)
+
+    def _refuse(self, name: str, expected: str) -> None:
+        raise ArgumentError(f"{type(self).__name__}({name}=): expected {expected}, got {getattr(self, name)!r}")
+
+    def _refuse_zero(self, name: str) -> None:
+        if getattr(self, name) == 0:
+            self._refuse(name, "a finite number > 0")
+
+    def settings(self, layers: int) -> list[tuple[Optimizer, float] | None]:
+        """Of each of `layers` layers the description of its update and its factor of the rate; None where frozen.
+
+        Raises
+        ------
+        ArgumentError
+            For a layer that is not there, or that has two groups.
+        """
+        found: list[tuple[Optimizer, float] | None]
+        plain = replace(self, groups={}, frozen=()) if self.groups or self.frozen else self
+        found = [(plain, 1.0)] * layers
+        seen = set()
+        for name, indices in (("groups", tuple(self.groups)), ("frozen", self.frozen)):
+            for index in indices:
+                if not -layers <= index < layers:
+                    raise ArgumentError(
+                        f"{type(self).__name__}({name}=): expected layers in {-layers} .. {layers - 1}, the dense "
+                        f"layers of the model, got {index}"
+                    )
+                if name == "frozen":
+                    found[index] = None
+                    continue
+                if index % layers in seen:
+                    raise ArgumentError(f"{type(self).__name__}(groups=): layer {index % layers} is there twice")
+                seen.add(index % layers)
+                found[index] = self._with(self.groups[index]), float(self.groups[index].get("lr_factor", 1.0))
+        return found
+
+    def of_bias(self) -> Optimizer:
+        """What updates a bias. scikit-learn never decays them."""
+        if self.decay_bias and self.semantics != "sklearn":
+            return self
+        return replace(self, l1=0.0, weight_decay=0.0)  # type: ignore[call-arg]
+
+    @property
+    def by_weight(self) -> bool:
+        """Whether weight_decay is divided by the total weight of the batch."""
+        return self.semantics == "sklearn" and self.constants()["weight_decay"] > 0
+
+    def at_scale(self, scale: float) -> Optimizer:
+        """The description for a batch of total weight 1 / `scale`."""
+        if not self.by_weight:
+            return self
+        return replace(self, weight_decay=self.constants()["weight_decay"] * scale)  # type: ignore[call-arg]
+
+    def rate(self, t: int) -> float:
+        """Learning rate of update `t`, counted from 0."""
+        return self.lr(t) if isinstance(self.lr, Schedule) else float(self.lr)
+
+    def rates(self, first: int, count: int) -> Array:
+        """Learning rates of the updates `first` .. `first + count - 1`, (count,) float64."""
+        return self.lr.values(first, count) if isinstance(self.lr, Schedule) else np.full(count, float(self.lr))
+
+    @property
+    def slots(self) -> int:
+        """Number of state values per parameter, S."""
+        raise NotImplementedError
+
+    def begin(self, slots: Array) -> None:
+        """Set `slots` (S, N), zeros so far, to what they are before the first update."""
+
+    def constants(self) -> dict[str, float]:
+        """The hyperparameters that the rule reads, by name, without the learning rate."""
+        raise NotImplementedError
+
+    def update(self, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
+        """Update `p` (N,) and `slots` (S, N) in place from the gradient `g` (N,); `t` counts updates from 1."""
+        raise NotImplementedError
+
+    def _penalised(self, p: Array, g: Array, l2: float = 0.0) -> Array:
+        """`g` with the penalties that enter the gradient."""
+        if self.l1:
+            g = g + self.l1 * np.sign(p)
+        return g + l2 * p if l2 else g
+
+
+def _is_layer(index: object) -> bool:
+    return isinstance(index, Integral) and not isinstance(index, bool)
