@@ -787,7 +787,7 @@ def test_every_public_callable_is_in_the_table():
         apart = ("Augmentation", "LOSSES", "Loss", "SCHEDULES", "Schedule", "noise_of")
         public = {prefix + name for name in module.__all__ if name not in apart}
         assert public == {name for name in UNKNOWN_KEYWORDS if name.startswith(prefix)}
-    methods = {f"Trainer.{n}" for n in vars(fb.Trainer) if n[0] != "_" and callable(getattr(fb.Trainer, n))}
+    methods = {f"Trainer.{n}" for n in dir(fb.Trainer) if n[0] != "_" and callable(getattr(fb.Trainer, n))}
     assert methods == {name for name in UNKNOWN_KEYWORDS if name.startswith("Trainer.")}
 
 
