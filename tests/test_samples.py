@@ -17,7 +17,7 @@ from fastbatch import ops
 from fastbatch import program as program_module
 from fastbatch.program import ComposedProgram
 from fastbatch.protocol import Feed, PerSample, Sums
-from fastbatch.training import trainer as trainer_module
+from fastbatch.training import steps as steps_module
 
 backends = pytest.mark.parametrize("backend", BACKENDS)
 FIELDS = ("loss", "weight", "input_norms", "delta_norms")
@@ -419,7 +419,7 @@ def test_wrong_norms_of_gradients(forgotten, monkeypatch):
     model = fb.Sequential([fb.Dense(6, "tanh", bias=bias), fb.Dropout(0.4), fb.Dense(4, bias=bias)], input_size=5)
     trainer = fb.Trainer(model, "mse")
     check_gradient_norms(trainer, x, y)
-    honest = trainer_module.gradient_norms
+    honest = steps_module.gradient_norms
 
     def wrong(program, feed, biases):
         if forgotten == "dropout's rows":
@@ -427,6 +427,6 @@ def test_wrong_norms_of_gradients(forgotten, monkeypatch):
             return np.concatenate([honest(program, row, biases) for row in rows])
         return honest(program, feed, [not bias for bias in biases])
 
-    monkeypatch.setattr(trainer_module, "gradient_norms", wrong)
+    monkeypatch.setattr(steps_module, "gradient_norms", wrong)
     with pytest.raises(AssertionError):
         check_gradient_norms(trainer, x, y)
