@@ -23,8 +23,11 @@ static void accumulate_all(void *context, int t, int threads)
         if (f->samples) fb_rows_per_sample(f, mine);
     }
     fb_wait_for_all(threads);
-    if (f->gradient) fb_add_gradient(f, 0, rows, f->gradient, t, threads);
-    if (t == 0) f->sums = (fb_sums){fb_total_loss(f, rows, f->sums.loss), fb_total_weight(f, rows, f->sums.weight)};
+    if (f->gradient) fb_sum_gradient(f, 0, rows, 1, f->gradient, t, threads);
+    if (t == 0) {
+        f->sums.loss = fb_total_loss(f, rows, f->sums.loss);
+        f->sums.weight = fb_total_weight(f, rows, f->sums.weight);
+    }
     fp_leave(mode);
 }
 
@@ -68,7 +71,7 @@ static void backward_all(void *context, int t, int threads)
         fb_rows_backward(f, mine, (uint32_t)*f->net->steps);
     }
     fb_wait_for_all(threads);
-    fb_add_gradient(f, 0, rows, f->gradient, t, threads);
+    fb_sum_gradient(f, 0, rows, 1, f->gradient, t, threads);
     fp_leave(mode);
 }
 
@@ -96,8 +99,10 @@ static void update_all(void *context, int t, int threads)
 int fb_update(const fb_network *net, const char *gradient, double scale, double lr, int threads)
 {
     lane lanes[FB_MAX_THREADS];
+    double squares[FB_NORM_PARTS];
     frame f = fb_frame(net, NULL, NULL);
     f.lanes = lanes;
+    f.squares = squares;
     f.gradient = (char *)gradient; /* read only here */
     f.scale = scale;
     f.lr = &lr;

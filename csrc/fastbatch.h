@@ -81,6 +81,7 @@ typedef struct fb_slice {
     void *slots;               /* slot s of the stretch starts at slots + s * slot_stride elements */
     int64_t slot_stride;
     int64_t n;
+    double clip_value;         /* no element of the gradient is larger; 0: any. None is NaN then */
 } fb_slice;
 
 /* Rows that will be gathered next: fetched a few lines at a time between tiles, which hides most of their latency. */
@@ -185,7 +186,7 @@ static inline fb_slice fb_part_of(const fb_kernels *kernels, fb_slice s, int64_t
 {
     const int64_t left = s.n - begin, skip = begin * kernels->size;
     return (fb_slice){(char *)s.p + skip, (const char *)s.g + skip, (char *)s.slots + skip, s.slot_stride,
-                      left < FB_NORM_BLOCK ? left : FB_NORM_BLOCK};
+                      left < FB_NORM_BLOCK ? left : FB_NORM_BLOCK, s.clip_value};
 }
 
 /* -- targets (dispatch.c) ------------------------------------------------------------------------------------------- */
@@ -275,6 +276,8 @@ typedef struct fb_network {
     int64_t y, row_loss, row_weight, row_share, gradient, scratch; /* arena offsets */
     int64_t scratch_bytes;     /* of one thread */
     int64_t parts, part_bytes; /* gradients of FB_PARTS parts of a batch, one behind the other; -1 where N is large */
+    double max_norm;           /* of the mean gradient, which is scaled down to it; 0: any */
+    double clip_value;         /* then of each of its elements; 0: any */
 } fb_network;
 
 typedef struct fb_feed {
@@ -286,11 +289,13 @@ typedef struct fb_feed {
     const int64_t *labels;     /* (n,) instead of y */
     const double *weight;      /* (n,) or NULL */
     const int64_t *order;      /* (rows,) or NULL for 0 .. rows-1 */
-    int64_t rows, batch;
+    int64_t rows, batch;       /* of the pass, of a step */
+    int64_t piece;             /* rows of a step that are in the arena at a time; at most those of a batch */
     char *outputs;             /* (rows, O) or NULL */
 } fb_feed;
 
-typedef struct fb_sums { double loss, weight; } fb_sums;
+/* Of rows; and of updates the norms before clipping, where there is a limit to them. */
+typedef struct fb_sums { double loss, weight, norm; } fb_sums;
 
 /* What is asked for, or said, of each row of a feed; any member may be NULL. Meanings: PerSample in fastbatch/protocol.py.
  * The norms have one row per dense stage, strides in elements. */
@@ -323,7 +328,7 @@ void fb_forward(const fb_network *net, char *arena, const fb_feed *feed, int64_t
 /* gradient += from dz (rows, O), after fb_forward with training on the same feed. */
 void fb_backward(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, const char *dz,
                  int64_t dz_stride, char *gradient, int threads);
-/* One update from scale * gradient; FB_GRADIENT_NOT_FINITE changes nothing. */
+/* One update from scale * gradient, clipped; FB_GRADIENT_NOT_FINITE changes nothing. */
 int fb_update(const fb_network *net, const char *gradient, double scale, double lr, int threads);
 /* Forward without training in blocks of `block` rows; one arena of arena_bytes per thread. */
 void fb_predict(const fb_network *net, char *arena, int64_t arena_bytes, int64_t block, const fb_feed *feed,

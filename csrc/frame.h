@@ -20,12 +20,14 @@ typedef struct frame {
     int64_t first_dense;
     int training;
     lane *lanes;      /* one per thread; written before a barrier, read after it */
+    double *squares;  /* FB_NORM_PARTS, alike: of stretches of the gradient, where its norm is limited */
     /* fb_run */
     int64_t first, last, deadline;
     const double *lr; /* of step `first` and those after it; fb_update: of its one */
     fb_sums sums;
     fb_outcome outcome;
     int stop;
+    double norm;      /* of the last gradient applied, before clipping */
     /* fb_accumulate, fb_forward, fb_backward, fb_update, fb_predict */
     int64_t first_row, dz_stride, arena_bytes, block;
     const char *dz;
@@ -59,6 +61,9 @@ static inline range share(int64_t n, int64_t unit, int t, int threads)
     range r = {first * unit, next * unit};
     return (range){r.begin < n ? r.begin : n, r.end < n ? r.end : n};
 }
+
+/* Stretches of the gradient whose squares are summed apart, then in order: the same bits for any number of threads. */
+#define FB_NORM_PARTS 64
 
 static inline int in_parts(const fb_network *net) { return net->parts >= 0; }
 
@@ -104,12 +109,15 @@ double fb_total_weight(const frame *f, int64_t rows, double total);
 double fb_total_loss(const frame *f, int64_t rows, double total);
 
 /* -- gradient.c ----------------------------------------------------------------------------------------------------- */
-/* gradient (N,) += sums over the batch, complete after the next barrier. All rows have their deltas, after a barrier
- * unless the network is in parts. */
-void fb_add_gradient(const frame *f, int64_t base, int64_t rows, char *gradient, int t, int threads);
+/* gradient (N,) = or, with `add`, += sums over the rows, complete after the next barrier. All have their deltas, after a
+ * barrier unless the network is in parts. */
+void fb_sum_gradient(const frame *f, int64_t base, int64_t rows, int add, char *gradient, int t, int threads);
+/* Whether phase B holds the gradient and looks at it, so that no bound on it is needed. */
+int fb_holds_gradient(const fb_network *net);
+int fb_loss_is_bad(const frame *f, int threads);
 /* Phase B of a step whose rows are done: FB_OK, or which not finite and nothing changed. Same answer on all threads. */
 int fb_apply(frame *f, int64_t base, int64_t rows, const moment *now, int t, int threads);
-/* Thread t's share of the update by `scale * gradient`, if the whole is finite. */
+/* Thread t's share of the update by `scale * gradient`, clipped, if the whole is finite. */
 int fb_apply_gradient(frame *f, const char *gradient, double scale, const moment *now, int t, int threads);
 /* The first stage with parameters that are updated; stage_count where there is none. */
 int64_t fb_first_trained(const fb_network *net);

@@ -14,16 +14,16 @@ static int64_t weight_rows(const fb_stage *s) { return s->inputs + (s->b >= 0); 
 
 static fb_slice slice_at(const fb_network *net, int64_t offset)
 {
-    return (fb_slice){net->parameters + offset, NULL, net->slots + offset, net->parameter_count, 0};
+    return (fb_slice){net->parameters + offset, NULL, net->slots + offset, net->parameter_count, 0, net->clip_value};
 }
 
-/* The rows that thread t gathers in the next step, if there is one. */
+/* The rows that thread t gathers next, if there are any. */
 static fb_ahead rows_ahead(const frame *f, int64_t base, int t, int threads)
 {
     const fb_feed *feed = f->feed;
     const fb_input *input = feed->input;
     if (!feed->order || base >= feed->rows || (input && input->step != input->size)) return (fb_ahead){0};
-    const range next = share(feed->rows - base < feed->batch ? feed->rows - base : feed->batch, f->k->tile_rows, t, threads);
+    const range next = share(feed->rows - base < feed->piece ? feed->rows - base : feed->piece, f->k->tile_rows, t, threads);
     return (fb_ahead){feed->x, feed->x_stride, f->net->stages[0].inputs * (input ? input->size : f->k->size),
                       feed->order + base + next.begin, next.end - next.begin, 0};
 }
@@ -98,15 +98,53 @@ static void stage_gradient(const frame *f, int64_t i, int64_t base, range rows, 
 
 static void by_weights(const frame *f, int64_t base, int64_t rows, int add, char *gradient, int t, int threads)
 {
+    fb_ahead ahead = rows_ahead(f, base + rows, t, threads);
     for (int64_t i = f->first_dense; i < f->net->stage_count; i++) {
         const fb_stage *s = &f->net->stages[i];
         if (s->w < 0) continue;
         stage_gradient(f, i, base, (range){0, rows}, share(weight_rows(s), f->k->tile_rows, t, threads), add, gradient,
-                       t, NULL);
+                       t, &ahead);
     }
 }
 
-static range parameters_of(const frame *f, int t, int threads) { return share(f->net->parameter_count, 16, t, threads); }
+/* Parameters of a stretch whose squares are summed apart. */
+static int64_t norm_width(const fb_network *net)
+{
+    const int64_t part = (net->parameter_count + FB_NORM_PARTS - 1) / FB_NORM_PARTS;
+    return (part + 15) / 16 * 16;
+}
+
+static range parameters_of(const frame *f, int t, int threads)
+{
+    return share(f->net->parameter_count, f->net->max_norm > 0 ? norm_width(f->net) : 16, t, threads);
+}
+
+/* Of the stretches in a thread's share, from the last one down: it was written last, and the update begins with the first,
+ * so that each finds some of what it reads in the cache. Frozen parameters are in no segment and do not count. */
+static void sum_squares(const frame *f, const char *gradient, range mine)
+{
+    const int64_t width = norm_width(f->net);
+    for (int64_t i = (mine.end - mine.begin + width - 1) / width - 1; i >= 0; i--) {
+        const int64_t at = mine.begin + i * width, n = mine.end - at < width ? mine.end - at : width;
+        double total = 0;
+        for (int64_t s = 0; s < f->net->segment_count; s++) {
+            const fb_segment *segment = &f->net->segments[s];
+            const int64_t begin = at > segment->begin ? at : segment->begin;
+            const int64_t end = at + n < segment->end ? at + n : segment->end;
+            double part = 0;
+            if (begin < end) f->k->row_norms(1, end - begin, gradient + begin * f->k->size, end - begin, &part);
+            total += part;
+        }
+        f->squares[at / width] = total;
+    }
+}
+
+static double norm_of(const frame *f)
+{
+    double total = 0;
+    for (int64_t i = 0; i * norm_width(f->net) < f->net->parameter_count; i++) total += f->squares[i];
+    return __builtin_sqrt(total); /* one instruction */
+}
 
 /* Of rows [rows.begin, rows.end), all stages: gradient = their sums. */
 static void part_gradient(const frame *f, int64_t base, range rows, char *gradient, int t, fb_ahead *ahead)
@@ -153,11 +191,13 @@ static uint64_t by_parts(const frame *f, int64_t base, int64_t rows, int add, ch
     return top;
 }
 
-void fb_add_gradient(const frame *f, int64_t base, int64_t rows, char *gradient, int t, int threads)
+void fb_sum_gradient(const frame *f, int64_t base, int64_t rows, int add, char *gradient, int t, int threads)
 {
-    if (in_parts(f->net)) by_parts(f, base, rows, 1, gradient, t, threads);
-    else by_weights(f, base, rows, 1, gradient, t, threads);
+    if (in_parts(f->net)) by_parts(f, base, rows, add, gradient, t, threads);
+    else by_weights(f, base, rows, add, gradient, t, threads);
 }
+
+int fb_holds_gradient(const fb_network *net) { return in_parts(net) || net->max_norm > 0 || net->norms; }
 
 static fb_slice slice_of(const frame *f, const char *gradient, range r)
 {
@@ -170,7 +210,8 @@ static fb_slice slice_of(const frame *f, const char *gradient, range r)
 static int64_t norm_blocks(const fb_segment *s) { return (s->end - s->begin + FB_NORM_BLOCK - 1) / FB_NORM_BLOCK; }
 
 /* Thread t's share of the blocks whose squares make the norms. */
-static void take_norms(const frame *f, const char *gradient, double scale, const moment *now, int t, int threads)
+static void take_norms(const frame *f, const char *gradient, double scale, double factor, const moment *now, int t,
+                       int threads)
 {
     const fb_network *net = f->net;
     int64_t total = 0, block = 0;
@@ -184,18 +225,20 @@ static void take_norms(const frame *f, const char *gradient, double scale, const
         const double none[2] = {0};
         fb_prepare(&segment->optimizer, now->lr, now->t, scale * now->unit, none, constants);
         for (int64_t j = first; j < count && block + j < mine.end; j++)
-            f->k->update_norms((int)segment->optimizer.rule, constants, scale,
+            f->k->update_norms((int)segment->optimizer.rule, constants, scale * factor,
                                fb_part_of(f->k, whole, j * FB_NORM_BLOCK), net->norms + 2 * (block + j));
         block += count;
     }
 }
 
-static void update_share(const frame *f, const char *gradient, double scale, const moment *now, range mine)
+/* A penalty by weight is of the mean gradient, whatever clipping makes of that: `scale` says it, not `factor`. */
+static void update_share(const frame *f, const char *gradient, double scale, double factor, const moment *now, range mine)
 {
     const fb_network *net = f->net;
     const double *parts = net->norms;
     if (net->uniform) {
-        f->k->update((int)net->segments[0].optimizer.rule, now->constants, scale, slice_of(f, gradient, mine));
+        f->k->update((int)net->segments[0].optimizer.rule, now->constants, scale * factor,
+                     slice_of(f, gradient, mine));
         return;
     }
     for (int64_t i = 0; i < net->segment_count; i++) {
@@ -208,11 +251,11 @@ static void update_share(const frame *f, const char *gradient, double scale, con
         if (part.begin >= part.end) continue;
         for (int j = 0; j < 2; j++) norms[j] = __builtin_sqrt(norms[j]);
         fb_prepare(&segment->optimizer, now->lr, now->t, scale * now->unit, norms, constants);
-        f->k->update((int)segment->optimizer.rule, constants, scale, slice_of(f, gradient, part));
+        f->k->update((int)segment->optimizer.rule, constants, scale * factor, slice_of(f, gradient, part));
     }
 }
 
-static int loss_is_bad(const frame *f, int threads)
+int fb_loss_is_bad(const frame *f, int threads)
 {
     for (int t = 0; t < threads; t++)
         if (f->lanes[t].loss_bad) return 1;
@@ -226,27 +269,53 @@ static int gradient_is_bad(const frame *f, int threads)
     return 0;
 }
 
-/* Thread t has looked at its share of the gradient, whose largest magnitude is `top`. */
-static int apply_looked_at(frame *f, const char *gradient, uint64_t top, double scale, const moment *now, int t,
-                           int threads)
+/* Of its share of the gradient thread t has seen `top`, the largest magnitude. Same answer on all threads. */
+static int is_finite(frame *f, uint64_t top, double scale, int t, int threads)
 {
     const double limit = f->k->limit;
     f->lanes[t].gradient_bad = !(scale <= limit && f->k->peak_value(top) * scale <= limit);
     fb_wait_for_all(threads);
-    if (gradient_is_bad(f, threads)) return FB_GRADIENT_NOT_FINITE;
+    return !gradient_is_bad(f, threads);
+}
+
+static uint64_t peak_of_share(const frame *f, const char *gradient, range mine)
+{
+    return f->k->peak(1, mine.end - mine.begin, gradient + mine.begin * f->k->size, 0);
+}
+
+/* Thread t's share of the update by `factor * scale * gradient`, which is finite. */
+static void apply_finite(frame *f, const char *gradient, double scale, double factor, const moment *now, int t,
+                         int threads)
+{
     if (f->net->norms) {
-        take_norms(f, gradient, scale, now, t, threads);
+        take_norms(f, gradient, scale, factor, now, t, threads);
         fb_wait_for_all(threads);
     }
-    update_share(f, gradient, scale, now, parameters_of(f, t, threads));
+    update_share(f, gradient, scale, factor, now, parameters_of(f, t, threads));
+}
+
+/* The norm says that all elements are finite, but for a few of the largest. */
+static int apply_limited(frame *f, const char *gradient, double scale, const moment *now, int t, int threads)
+{
+    const range mine = parameters_of(f, t, threads);
+    sum_squares(f, gradient, mine);
+    fb_wait_for_all(threads);
+    const double norm = scale * norm_of(f), factor = f->net->max_norm / (norm + 1e-6); /* the constant is torch's */
+    if (!(norm <= f->k->limit) && !is_finite(f, peak_of_share(f, gradient, mine), scale, t, threads))
+        return FB_GRADIENT_NOT_FINITE;
+    if (!(norm - norm == 0)) return FB_GRADIENT_NOT_FINITE;
+    if (t == 0) f->norm = norm;
+    apply_finite(f, gradient, scale, factor < 1 ? factor : 1, now, t, threads);
     return FB_OK;
 }
 
 int fb_apply_gradient(frame *f, const char *gradient, double scale, const moment *now, int t, int threads)
 {
     const range mine = parameters_of(f, t, threads);
-    const uint64_t top = f->k->peak(1, mine.end - mine.begin, gradient + mine.begin * f->k->size, 0);
-    return apply_looked_at(f, gradient, top, scale, now, t, threads);
+    if (f->net->max_norm > 0) return apply_limited(f, gradient, scale, now, t, threads);
+    if (!is_finite(f, peak_of_share(f, gradient, mine), scale, t, threads)) return FB_GRADIENT_NOT_FINITE;
+    apply_finite(f, gradient, scale, 1, now, t, threads);
+    return FB_OK;
 }
 
 static double scale_of(const frame *f, int64_t rows)
@@ -259,21 +328,30 @@ static int apply_parts(frame *f, int64_t base, int64_t rows, const moment *now, 
 {
     char *gradient = f->arena + f->net->gradient;
     const uint64_t top = by_parts(f, base, rows, 0, gradient, t, threads); /* and a barrier */
-    if (loss_is_bad(f, threads)) return FB_LOSS_NOT_FINITE;
-    return apply_looked_at(f, gradient, top, scale_of(f, rows), now, t, threads);
+    if (fb_loss_is_bad(f, threads)) return FB_LOSS_NOT_FINITE;
+    const double scale = scale_of(f, rows);
+    if (f->net->max_norm > 0) return apply_limited(f, gradient, scale, now, t, threads);
+    if (!is_finite(f, top, scale, t, threads)) return FB_GRADIENT_NOT_FINITE;
+    apply_finite(f, gradient, scale, 1, now, t, threads);
+    return FB_OK;
 }
 
-/* Cannot overflow: dw straight into the optimizer. Might: dw to memory, look, then update. Half the limit leaves room for
- * what rounding adds to a sum; a scale above 1 (small weights) enlarges the sum. Norms need the gradient in memory. */
+static double bound_of(const frame *f, int threads)
+{
+    double bound = 0;
+    for (int i = 0; i < threads; i++) bound += f->lanes[i].bound;
+    return bound;
+}
+
+/* Of any norm and cannot overflow: dw straight into the optimizer. Might, or norms are asked for: dw to memory, look, then
+ * update. Half the limit leaves room for what rounding adds to a sum; a scale above 1 (small weights) enlarges the sum. */
 static int apply_blocks(frame *f, int64_t base, int64_t rows, const moment *now, int t, int threads)
 {
     fb_wait_for_all(threads);
-    if (loss_is_bad(f, threads)) return FB_LOSS_NOT_FINITE;
+    if (fb_loss_is_bad(f, threads)) return FB_LOSS_NOT_FINITE;
     const double scale = scale_of(f, rows);
-    double bound = 0;
-    for (int i = 0; i < threads; i++) bound += f->lanes[i].bound;
     if (!(scale <= f->k->limit)) return FB_GRADIENT_NOT_FINITE;
-    if (!f->net->norms && bound * (scale > 1 ? scale : 1) <= f->k->limit / 2) {
+    if (!fb_holds_gradient(f->net) && bound_of(f, threads) * (scale > 1 ? scale : 1) <= f->k->limit / 2) {
         update_fused(f, base, rows, now, scale, t, threads);
         return FB_OK;
     }

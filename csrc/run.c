@@ -13,6 +13,42 @@ static int64_t now_ns(void)
     return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
 }
 
+/* Phase A of the rows from `base` on, which stay in the arena; `bounded` with a bound on their gradient. */
+static void prepare_rows(const frame *f, int64_t base, int64_t rows, double unit, int bounded, uint32_t update, int t,
+                         int threads)
+{
+    lane *own = &f->lanes[t];
+    for (int64_t chunk = 0; chunk < rows; chunk += chunk_rows(f->net, rows)) {
+        const range mine = chunk_share(f, rows, chunk, t, threads);
+        fb_rows_forward(f, f->arena, base, mine, update);
+        fb_rows_loss(f, base, mine, unit);
+        fb_rows_backward(f, mine, update);
+        own->loss_bad |= !fb_rows_are_finite(f, mine);
+        if (bounded) own->bound = fb_rows_bound(f, base, mine);
+    }
+}
+
+/* A step whose rows are not in the arena all at once: the sums of its pieces, in the order of the rows, are added in
+ * memory, and one total weight divides them. */
+static int step_in_pieces(frame *shared, int64_t base, int64_t rows, double unit, uint32_t update, const moment *now,
+                          int t, int threads, fb_sums *sums)
+{
+    frame f = *shared; /* first_row is of this thread: another may be in the piece before */
+    char *gradient = f.arena + f.net->gradient;
+    for (int64_t at = 0, n; at < rows; at += n) {
+        n = rows - at < f.feed->piece ? rows - at : f.feed->piece;
+        f.first_row = at;
+        prepare_rows(&f, base + at, n, unit, 0, update, t, threads);
+        fb_wait_for_all(threads);
+        fb_sum_gradient(&f, base + at, n, at > 0, gradient, t, threads);
+        if (t == 0) sums->loss = fb_total_loss(&f, n, sums->loss);
+        sums->weight = fb_total_weight(&f, n, sums->weight);
+        fb_wait_for_all(threads);
+    }
+    if (fb_loss_is_bad(&f, threads)) return FB_LOSS_NOT_FINITE;
+    return fb_apply_gradient(shared, gradient, sums->weight > 0 ? 1 / sums->weight : 0, now, t, threads);
+}
+
 static void run(void *context, int t, int threads)
 {
     frame *f = context;
@@ -27,23 +63,24 @@ static void run(void *context, int t, int threads)
         const uint32_t update = (uint32_t)(made + s - f->first);
         const double unit = fb_weight_unit(f->feed, base, rows);
         const moment now = moment_of(net, f->lr[s - f->first], made + s - f->first + 1, unit);
-        lane *own = &f->lanes[t];
-        own->loss_bad = 0;
-        for (int64_t chunk = 0; chunk < rows; chunk += chunk_rows(net, rows)) {
-            const range mine = chunk_share(f, rows, chunk, t, threads);
-            fb_rows_forward(f, f->arena, base, mine, update);
-            fb_rows_loss(f, base, mine, unit);
-            fb_rows_backward(f, mine, update);
-            own->loss_bad |= !fb_rows_are_finite(f, mine);
-            if (!in_parts(net)) own->bound = fb_rows_bound(f, base, mine);
+        const int whole = rows <= f->feed->piece;
+        int status;
+        fb_sums sums = {0};
+        f->lanes[t].loss_bad = 0;
+        if (whole) {
+            prepare_rows(f, base, rows, unit, !fb_holds_gradient(net), update, t, threads);
+            status = fb_apply(f, base, rows, &now, t, threads);
+        } else {
+            status = step_in_pieces(f, base, rows, unit, update, &now, t, threads, &sums);
         }
-        const int status = fb_apply(f, base, rows, &now, t, threads);
         if (t == 0) {
-            const double loss = fb_total_loss(f, rows, 0), weight = fb_total_weight(f, rows, 0);
+            const double loss = whole ? fb_total_loss(f, rows, 0) : sums.loss;
+            const double weight = whole ? fb_total_weight(f, rows, 0) : sums.weight;
             f->outcome.status = status;
             if (status == FB_OK) {
                 f->sums.loss += loss / unit;
                 f->sums.weight += weight / unit;
+                f->sums.norm += f->norm;
                 f->outcome.next = s + 1;
                 *net->steps = made + s - f->first + 1;
                 f->stop = (s - f->first + 1) % look_every == 0 && (now_ns() >= f->deadline || fb_team_is_stale());
@@ -64,9 +101,11 @@ fb_outcome fb_run(const fb_network *net, char *arena, const fb_feed *feed, int64
                   const double *lr, int64_t budget_ns, int threads, fb_tuner *tuner, fb_sums *sums)
 {
     lane lanes[FB_MAX_THREADS];
+    double squares[FB_NORM_PARTS];
     frame f = fb_frame(net, arena, feed);
     f.lanes = lanes;
     if (!in_parts(net)) f.first_dense = fb_first_trained(net); /* parts are summed and looked at whole */
+    f.squares = squares;
     f.outcome.next = first;
     f.sums = *sums;
     const int tuned = threads > 1 && !fb_exact();

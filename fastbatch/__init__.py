@@ -1,6 +1,6 @@
 """Dense networks trained on mini-batches at the speed of the hardware."""
 
-from . import augment, schedules
+from . import augment, batching, schedules
 from ._version import __version__
 from .backends import backends, set_backend
 from .errors import (
@@ -78,6 +78,7 @@ __all__ = [
     "__version__",
     "augment",
     "backends",
+    "batching",
     "get_num_threads",
     "info",
     "kernels",

@@ -20,6 +20,7 @@ cdef extern from "fastbatch.h" nogil:
         void *slots
         int64_t slot_stride
         int64_t n
+        double clip_value
     ctypedef struct fb_kernels:
         const char *target
         int64_t size
@@ -62,6 +63,7 @@ cdef extern from "fastbatch.h" nogil:
         int uniform
         double *norms
         int64_t y, row_loss, row_weight, row_share, gradient, scratch, scratch_bytes, parts, part_bytes
+        double max_norm, clip_value
     ctypedef struct fb_input:
         int kind
         int64_t size, step
@@ -77,10 +79,10 @@ cdef extern from "fastbatch.h" nogil:
         const int64_t *labels
         const double *weight
         const int64_t *order
-        int64_t rows, batch
+        int64_t rows, batch, piece
         char *outputs
     ctypedef struct fb_sums:
-        double loss, weight
+        double loss, weight, norm
     ctypedef struct fb_per_sample:
         double *loss
         double *weight

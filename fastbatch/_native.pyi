@@ -91,6 +91,8 @@ class Network:
         allowed: Callable[[int | None, float], int],
         limit: int | None,
         lock: Lock,
+        max_norm: float,
+        clip_value: float,
     ) -> None: ...
     def scale_inputs(self, scale: _Reals | None, shift: _Reals | None) -> None: ...
     def place(self, arena: Arena, memory: NDArray[np.uint8] | None, labels: _Indices | None) -> None: ...
@@ -101,6 +103,7 @@ class Network:
         weight: _Doubles | None,
         order: _Indices | None,
         batch: int,
+        piece: int,
         outputs: _Reals | None,
         first: int,
         last: int,

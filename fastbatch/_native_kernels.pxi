@@ -69,6 +69,7 @@ cdef class Kernels:
         at.g = _data(g)
         at.slots = _data(slots)
         at.slot_stride = at.n = len(p)
+        at.clip_value = 0
         with nogil:
             mode = fp_enter()
             fb_update_tensor(self.k, &segment.optimizer, lr, t, 1.0, at)

@@ -89,12 +89,13 @@ cdef class Network:
 
     def __init__(self, str target, parameters, slots, steps, uint64_t seed, int loss, double loss_parameter, per_output,
                  segments, bint uniform, norms, int64_t inputs, int64_t outputs, str targets, double flops_per_row,
-                 double flops_per_step, allowed, limit, Lock lock):
+                 double flops_per_step, allowed, limit, Lock lock, double max_norm, double clip_value):
         """`targets` is what the loss takes, or "masked" for labels that the fast path leaves alone.
 
         ``allowed(limit, flops)`` is the number of threads for a piece of work.
 
-        A step costs flops_per_row for each of its rows, and flops_per_step whatever their number.
+        A step costs flops_per_row for each of its rows, and flops_per_step whatever their number. `max_norm` and
+        `clip_value` are 0 where nothing is clipped.
         """
         self.held = (parameters, slots, steps, per_output, segments, norms)
         self.as_it_lies.kind = _ROWS_OF_SOURCES[parameters.dtype.str[1:]]
@@ -115,6 +116,7 @@ cdef class Network:
         self.net.segment_count = len(segments)
         self.net.uniform = uniform
         self.net.norms = <double *>_data(norms)
+        self.net.max_norm, self.net.clip_value = max_norm, clip_value
         self.inputs = inputs
         self.outputs = outputs
         self.takes_labels = targets == "classes"
@@ -165,7 +167,8 @@ cdef class Network:
             return self.input_of_rows
         return input
 
-    cdef fb_feed feed(self, x, y, weight, order, int64_t batch, outputs, fb_input *input, double noise=0) except *:
+    cdef fb_feed feed(self, x, y, weight, order, int64_t batch, int64_t piece, outputs, fb_input *input,
+                      double noise=0) except *:
         """`input` is room for what it may point to."""
         cdef fb_feed feed
         feed.x = _data(x)
@@ -182,28 +185,28 @@ cdef class Network:
         feed.weight = <const double *>_data(weight)
         feed.order = <const int64_t *>_data(order)
         feed.rows = len(x) if order is None else len(order)
-        feed.batch = batch
+        feed.batch, feed.piece = batch, piece
         feed.outputs = _data(outputs)
         return feed
 
-    def run(self, x, y, weight, order, int64_t batch, outputs, int64_t first, int64_t last,
+    def run(self, x, y, weight, order, int64_t batch, int64_t piece, outputs, int64_t first, int64_t last,
             cnp.ndarray lrs, int64_t budget_ns, int threads, cnp.ndarray sums, double noise):
-        """Returns next step, status, what was not finite; `sums` (2,) float64 is added to."""
+        """Returns next step, status, what was not finite; `sums` (3,) float64 is added to."""
         cdef fb_input input
-        cdef fb_feed feed = self.feed(x, y, weight, order, batch, outputs, &input, noise)
+        cdef fb_feed feed = self.feed(x, y, weight, order, batch, piece, outputs, &input, noise)
         cdef const double *rates = <const double *>cnp.PyArray_DATA(lrs)
         cdef fb_sums *total = <fb_sums *>cnp.PyArray_DATA(sums)
         cdef fb_outcome outcome
         with nogil:
             outcome = fb_run(&self.net, self.arena, &feed, first, last, rates, budget_ns, threads,
-                             &self.tuner.sizes[self.tuner.size_of(batch)], total)
+                             &self.tuner.sizes[self.tuner.size_of(piece)], total)
         self.threads_used = outcome.threads
         return outcome.next, outcome.status, outcome.value
 
     def accumulate(self, x, y, weight, int64_t first_row, gradient, int threads, double loss, double total,
                    rows):
         cdef fb_input input
-        cdef fb_feed feed = self.feed(x, y, weight, None, len(x), None, &input)
+        cdef fb_feed feed = self.feed(x, y, weight, None, len(x), len(x), None, &input)
         cdef address g = _data(gradient)
         cdef fb_per_sample samples
         cdef fb_per_sample *asked = NULL
@@ -218,19 +221,20 @@ cdef class Network:
             asked = &samples
         sums.loss = loss
         sums.weight = total
+        sums.norm = 0
         with nogil:
             sums = fb_accumulate(&self.net, self.arena, &feed, first_row, g, threads, sums, asked)
         return sums.loss, sums.weight
 
     def forward(self, x, int64_t first_row, outputs, int threads):
         cdef fb_input input
-        cdef fb_feed feed = self.feed(x, None, None, None, len(x), outputs, &input)
+        cdef fb_feed feed = self.feed(x, None, None, None, len(x), len(x), outputs, &input)
         with nogil:
             fb_forward(&self.net, self.arena, &feed, first_row, threads)
 
     def backward(self, x, int64_t first_row, dz, gradient, int threads):
         cdef fb_input input
-        cdef fb_feed feed = self.feed(x, None, None, None, len(x), None, &input)
+        cdef fb_feed feed = self.feed(x, None, None, None, len(x), len(x), None, &input)
         cdef address d = _data(dz), g = _data(gradient)
         cdef int64_t stride = _stride(dz)
         with nogil:
@@ -246,7 +250,7 @@ cdef class Network:
     def predict(self, x, outputs, arenas, int threads):
         """`arenas` is the memory of `threads` arenas, one behind the other."""
         cdef fb_input input
-        cdef fb_feed feed = self.feed(x, None, None, None, len(x), outputs, &input)
+        cdef fb_feed feed = self.feed(x, None, None, None, len(x), len(x), outputs, &input)
         cdef address memory = _data(arenas)
         with nogil:
             fb_predict(&self.net, memory, self.arena_bytes, self.rows, &feed, threads)
@@ -280,7 +284,7 @@ cdef class Network:
         feed.x = <const char *>cnp.PyArray_DATA(<cnp.ndarray>x)
         feed.x_stride = self.inputs * self.size
         feed.input = self.input_of_rows
-        feed.rows = feed.batch = cnp.PyArray_DIM(<cnp.ndarray>x, 0)
+        feed.rows = feed.batch = feed.piece = cnp.PyArray_DIM(<cnp.ndarray>x, 0)
         feed.y = feed.outputs = NULL
         feed.labels = feed.order = NULL
         feed.weight = NULL
@@ -291,7 +295,7 @@ cdef class Network:
         try:
             if self.pending is not None or threads > self.threads or not 0 < feed.rows <= self.rows or not self.takes(y, feed.rows, &feed):
                 return None
-            sums.loss = sums.weight = 0
+            sums.loss = sums.weight = sums.norm = 0
             with nogil:
                 outcome = fb_run(&self.net, self.arena, &feed, 0, 1, &lr, 0, threads,
                                  &self.tuner.sizes[self.tuner.size_of(feed.rows)], &sums)

@@ -6,6 +6,7 @@ Every check happens before anything is changed. Messages carry the path of the o
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from numbers import Real
 
@@ -17,7 +18,6 @@ from .errors import ArgumentError, DataError, DTypeError, ShapeError
 __all__ = [
     "DTYPES",
     "SOURCES",
-    "as_batch_size",
     "as_dtype",
     "as_inputs",
     "as_real",
@@ -25,6 +25,7 @@ __all__ = [
     "as_scale",
     "as_targets",
     "as_weight",
+    "batch_size",
     "check_finite",
     "check_outputs",
     "class_factors",
@@ -35,6 +36,7 @@ __all__ = [
     "fraction",
     "labels_of",
     "leave_out",
+    "limit",
     "normalised",
     "number",
     "seed",
@@ -356,11 +358,9 @@ def check_finite(array: Array, where: str, given=None, dtype: str | None = None)
     raise DataError(f"{where}: expected finite numbers, got {value} in {place}")
 
 
-def as_batch_size(value, rows: int) -> int:
-    """``batch_size`` as a number of rows: an int >= 1, capped at `rows`, or "full"."""
-    if isinstance(value, str) and value == "full":
-        return rows
-    return min(count("batch_size", value, 'an integer >= 1 or "full"'), rows)
+def batch_size(value, where: str = "batch_size", expected: str = 'an integer >= 1 or "full"') -> int:
+    """Rows of a batch; "full" is more than there can be."""
+    return sys.maxsize if isinstance(value, str) and value == "full" else count(where, value, expected)
 
 
 def count(where: str, value, expected: str = "an integer >= 1", least: int = 1) -> int:
@@ -373,6 +373,15 @@ def number(where: str, value) -> float:
     """A finite number >= 0."""
     if isinstance(value, bool) or not isinstance(value, Real) or not (math.isfinite(value) and float(value) >= 0):
         raise ArgumentError(f"{where}: expected a finite number >= 0, got {value!r}")
+    return float(value)
+
+
+def limit(where: str, value) -> float | None:
+    """A finite number > 0, or None for none."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Real) or not (math.isfinite(value) and float(value) > 0):
+        raise ArgumentError(f"{where}: expected a finite number > 0 or None, got {value!r}")
     return float(value)
 
 

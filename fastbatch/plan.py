@@ -70,7 +70,8 @@ class Segment:
 class Plan:
     """What one program computes: stages, loss and optimizer rule. Backends read nothing else about the model.
 
-    `precision` "bf16" rounds the operands of products to bfloat16; everything else is of `dtype`.
+    `precision` "bf16" rounds the operands of products to bfloat16; everything else is of `dtype`. The mean gradient is
+    scaled down to the norm `max_norm`, then each of its elements is held to +-`clip_value`; None leaves either out.
     """
 
     stages: tuple[Stage, ...]
@@ -79,6 +80,8 @@ class Plan:
     optimizer: ops.Optimizer
     num_parameters: int
     precision: str = "float32"
+    max_norm: float | None = None
+    clip_value: float | None = None
 
     @property
     def inputs(self) -> int:
@@ -131,7 +134,14 @@ class Plan:
         return sum(2 * s.inputs * s.outputs * (3 if s.needs_dx else 2) for s in self.stages if s.has_dense)
 
 
-def make_plan(model: Sequential, loss: ops.Loss, optimizer: ops.Optimizer, precision: str = "float32") -> Plan:
+def make_plan(
+    model: Sequential,
+    loss: ops.Loss,
+    optimizer: ops.Optimizer,
+    precision: str = "float32",
+    max_norm: float | None = None,
+    clip_value: float | None = None,
+) -> Plan:
     """Lower the layers of `model` to stages."""
     identity = ops.get_activation("identity")
     stages: list[Stage] = []
@@ -155,7 +165,7 @@ def make_plan(model: Sequential, loss: ops.Loss, optimizer: ops.Optimizer, preci
             stages[-1] = replace(stages[-1], activation=ops.get_activation(layer.name))
         elif isinstance(layer, Dropout):
             stages[-1] = replace(stages[-1], threshold=ops.random.dropout_threshold(layer.rate), layer=index)
-    plan = Plan(tuple(stages), model.dtype, loss, optimizer, offset, precision)
+    plan = Plan(tuple(stages), model.dtype, loss, optimizer, offset, precision, max_norm, clip_value)
     optimizer.settings(sum(stage.has_dense for stage in stages))  # complains about layers that are not there
     return plan
 

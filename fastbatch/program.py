@@ -146,29 +146,39 @@ class ComposedProgram:
         self._pending = None
         for step in range(first, last):
             rows = slice(step * feed.batch, min((step + 1) * feed.batch, feed.rows))
-            x, y, weight = self._batch(feed, rows)
-            if feed.noise:
-                x = x + x.dtype.type(feed.noise) * ops.random.gaussian(
-                    self.state.seed, int(self.state.steps[0]), np.arange(len(x)), x.shape[1], self.plan.dtype
-                )
-            outputs, traces = self._forward(x, 0, training=True)
-            da = np.empty_like(outputs)
             # only ratios of weights matter within a step; a power of two brings them to where float32 holds them
+            weight = self._batch(feed, rows)[2]
             unit = 1.0 if weight is None else weight_unit(weight)
-            weight = weight if weight is None else weight * unit
-            batch = self.kernels.loss(outputs, y, self.plan.loss, weight, da)
+            gradient, batch = np.zeros(self.plan.num_parameters, self.plan.dtype), Sums()
+            for start in range(rows.start, rows.stop, feed.most):
+                piece = slice(start, min(start + feed.most, rows.stop))
+                batch += self._piece(feed, piece, start - rows.start, unit, gradient)
             if not np.isfinite(batch.loss):
                 raise DivergenceError.at("loss", batch.mean(), int(self.state.steps[0]))
-            gradient = np.zeros(self.plan.num_parameters, x.dtype)
-            self._backward(da, traces, gradient)
-            if feed.outputs is not None:
-                feed.outputs[rows] = outputs
-            total = sums + Sums(batch.loss / unit, batch.weight / unit)
             scale = 1 / batch.weight if batch.weight else 0.0
-            self._update(gradient, scale, float(lrs[step - first]), [(sums.totals, total.totals)], unit)
+            batch.totals[:2] /= unit
+            self._update(gradient, scale, float(lrs[step - first]), (sums, batch), unit)
             if time.monotonic() >= deadline:
                 return step + 1
         return last
+
+    def _piece(self, feed: Feed, rows: slice, first_row: int, unit: float, gradient: Array) -> Sums:
+        """Add the gradient sums of these rows of a step, weights times `unit`."""
+        x, y, weight = self._batch(feed, rows)
+        if feed.noise:
+            x = x + x.dtype.type(feed.noise) * ops.random.gaussian(
+                self.state.seed, int(self.state.steps[0]), first_row + np.arange(len(x)), x.shape[1], self.plan.dtype
+            )
+        outputs, traces = self._forward(x, first_row, training=True)
+        da = np.empty_like(outputs)
+        sums = self.kernels.loss(outputs, y, self.plan.loss, weight if weight is None else weight * unit, da)
+        self._backward(da, traces, gradient)
+        if feed.outputs is not None:
+            feed.outputs[rows] = outputs
+        return sums
+
+    def reserve(self, rows: int) -> None:
+        """Memory comes with each call."""
 
     def accumulate(
         self,
@@ -201,17 +211,21 @@ class ComposedProgram:
         self._backward(dz, traces, gradient)
 
     def update(self, gradient: Array, scale: float, lr: float) -> None:
-        self._update(gradient, scale, lr, [])
+        self._update(gradient, scale, lr, (Sums(), Sums()))
 
     @np.errstate(all="ignore")
-    def _update(
-        self, gradient: Array, scale: float, lr: float, also: list[tuple[Array, Array]], unit: float = 1.0
-    ) -> None:
-        """One update, and the writes `also` (target, values) with it; the batch's weights were multiplied by `unit`."""
+    def _update(self, gradient: Array, scale: float, lr: float, also: tuple[Sums, Sums], unit: float = 1.0) -> None:
+        """One update; with it the second of `also`, and the norm, is added to the first.
+
+        The batch's weights were multiplied by `unit`.
+        """
         gradient = gradient * gradient.dtype.type(scale)
         if not np.isfinite(gradient).all():
             bad = gradient[~np.isfinite(gradient)][0]
             raise DivergenceError.at("gradient", float(bad), int(self.state.steps[0]))
+        gradient, norm = self._clipped(gradient)
+        sums, batch = also
+        total = sums + batch + Sums(norm=norm)
         state, t = self.state, int(self.state.steps[0]) + 1
         parameters, slots = state.parameters.copy(), state.slots.copy()
         for segment in self.plan.segments:
@@ -220,12 +234,26 @@ class ComposedProgram:
             row = segment.optimizer.at_scale(scale * unit)
             self.kernels.update(row, parameters[at], gradient[at], part, t, lr * segment.lr_factor)
             slots[:, at] = part
-        writes = [(state.parameters, parameters), (state.slots, slots), (state.steps, np.array([t])), *also]
+        writes = [(state.parameters, parameters), (state.slots, slots), (state.steps, np.array([t]))]
+        writes.append((sums.totals, total.totals))
         try:
             _write(writes)
         except KeyboardInterrupt:  # between two of the writes: make all of them, then let it pass
             _write(writes)
             raise
+
+    def _clipped(self, gradient: Array) -> tuple[Array, float]:
+        """The gradient of an update, and its norm before; the norm is 0 where it is not limited."""
+        plan, norm = self.plan, 0.0
+        if plan.max_norm is not None:
+            parts = (gradient[segment.begin : segment.end] for segment in plan.segments)  # frozen ones are in none
+            norm = float(np.sqrt(sum(np.square(part, dtype=np.float64).sum() for part in parts)))
+            if not np.isfinite(norm):
+                raise DivergenceError.at("gradient", norm, int(self.state.steps[0]))
+            gradient = gradient * gradient.dtype.type(min(1.0, plan.max_norm / (norm + 1e-6)))  # torch's constant
+        if plan.clip_value is not None:
+            gradient = np.clip(gradient, -plan.clip_value, plan.clip_value)
+        return gradient, norm
 
     def predict(self, x: Array, out: Array) -> None:
         out[...] = self._forward(self._inputs(x), 0, training=False)[0]

@@ -50,6 +50,9 @@ class Feed:
     order : (m,) ndarray of int64, or None for all rows in order
     batch : int
         Rows per step; the last step takes what is left.
+    piece : int, optional
+        Rows of a step that are worked on at a time, which bounds memory; all by default. No bit depends on it at
+        multiples of `Program.tile_rows`.
     outputs : (m, O) ndarray, optional
         Filled with the outputs before each update, in the order visited.
     noise : float
@@ -63,6 +66,7 @@ class Feed:
     batch: int = 1
     outputs: Array | None = None
     noise: float = 0.0
+    piece: int | None = None
 
     @property
     def rows(self) -> int:
@@ -72,18 +76,24 @@ class Feed:
     def steps(self) -> int:
         return -(-self.rows // self.batch)
 
+    @property
+    def most(self) -> int:
+        """Rows worked on at a time, at most."""
+        return min(self.rows, self.batch, self.batch if self.piece is None else self.piece)
+
 
 class Sums:
     """Weighted sums over the rows visited; additive over batches.
 
     Attributes
     ----------
-    totals : (2,) ndarray of float64
-        Loss and weight. Programs add to it in place, so that no interrupt can separate the sums from the steps.
+    totals : (3,) ndarray of float64
+        Loss, weight, and of each update the norm of its gradient before clipping, 0 where the norm is not limited.
+        Programs add to it in place, so that no interrupt can separate the sums from the steps.
     """
 
-    def __init__(self, loss: float = 0.0, weight: float = 0.0) -> None:
-        self.totals = np.array([loss, weight], np.float64)
+    def __init__(self, loss: float = 0.0, weight: float = 0.0, norm: float = 0.0) -> None:
+        self.totals = np.array([loss, weight, norm], np.float64)
 
     @property
     def loss(self) -> float:
@@ -93,18 +103,22 @@ class Sums:
     def weight(self) -> float:
         return float(self.totals[1])
 
+    @property
+    def norm(self) -> float:
+        return float(self.totals[2])
+
     def __add__(self, other: Sums) -> Sums:
-        return Sums(self.loss + other.loss, self.weight + other.weight)
+        return Sums(*(self.totals + other.totals).tolist())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sums) and self.totals.tolist() == other.totals.tolist()
 
     def __repr__(self) -> str:
-        return f"Sums({self.loss}, {self.weight})"
+        return f"Sums({self.loss}, {self.weight}, {self.norm})"
 
     def mean(self) -> float:
         """Loss per unit of weight; 0 where the weight is 0."""
-        loss, weight = self.totals.tolist()
+        loss, weight, _ = self.totals.tolist()
         return loss / weight if weight else 0.0
 
 
@@ -191,6 +205,9 @@ class Program(Protocol):
         DivergenceError before the failing update changes anything.
         """
 
+    def reserve(self, rows: int) -> None:
+        """Make room for `rows` rows at a time, so that no later call of as many has to."""
+
     def accumulate(
         self,
         feed: Feed,
@@ -212,7 +229,10 @@ class Program(Protocol):
         """Add the gradient of ``sum(dz * outputs)`` of the last training forward to `gradient` (N,)."""
 
     def update(self, gradient: Array, scale: float, lr: float) -> None:
-        """One optimizer update from ``scale * gradient``. Raises DivergenceError when that is not finite."""
+        """One optimizer update from ``scale * gradient``, clipped as the plan says.
+
+        Raises DivergenceError when that is not finite.
+        """
 
     def predict(self, x: Array, out: Array) -> None:
         """Outputs with dropout off, into `out` (n, O). Safe from many threads at once."""

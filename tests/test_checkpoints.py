@@ -739,7 +739,7 @@ DAMAGE = {
     "keyword": lambda s: s["arguments"].update(speed=3),
     "lr": lambda s: s["arguments"]["optimizer"]["fields"].update(lr=-1),
     "settings": lambda s: s["fit"]["settings"]["fields"].update(epochs=-1),
-    "sums": lambda s: s["fit"]["progress"].update(sums=[1, 2, 3]),
+    "sums": lambda s: s["fit"]["progress"].update(sums=[1, 2]),
     "history": lambda s: s.update(history=3),
     "all": lambda s: s.clear(),
 }

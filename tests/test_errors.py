@@ -723,6 +723,7 @@ UNKNOWN_KEYWORDS = {
     "model.set_weights": (lambda **k: MODEL.set_weights(**k), {"weight": "weights"}),
     "load": (lambda **k: fb.load(**k), {"pth": "path"}),
     "augment.Noise": (lambda **k: fb.augment.Noise(**k), {"sdt": "std"}),
+    "batching.Grow": (lambda **k: fb.batching.Grow(8, **k), {"facter": "factor", "most": None}),
     "schedules.Constant": (lambda **k: fb.schedules.Constant(**k), {"learning_rate": "lr"}),
     "schedules.Step": (lambda **k: fb.schedules.Step(0.1, **k), {"step_size": None, "gama": "gamma"}),
     "schedules.Exponential": (lambda **k: fb.schedules.Exponential(0.1, **k), {"gama": "gamma"}),
@@ -774,12 +775,13 @@ def test_unknown_keywords(name, word, meant):
 
 def test_every_public_callable_is_in_the_table():
     """A new public class or function needs a row above."""
-    modules = {"augment", "kernels", "losses", "schedules"}
+    modules = {"augment", "batching", "kernels", "losses", "schedules"}
     silent = {"Callback", "History", "backends", "get_num_threads", "info", "__version__"} | modules
     errors = {name for name in fb.__all__ if name.endswith("Error")}
     assert {name for name in UNKNOWN_KEYWORDS if "." not in name} == set(fb.__all__) - silent - errors
     for module, prefix in (
         (fb.augment, "augment."),
+        (fb.batching, "batching."),
         (kernels, "kernels."),
         (fb.losses, "losses."),
         (fb.schedules, "schedules."),

@@ -89,4 +89,5 @@ def test_settings_are_plain():
     assert found == {
         **options, "validation_split": 0.25, "class_weight": "balanced", "check_finite": True,
         "augment": [], "sampling": None,
+        "micro_batch_size": None, "max_steps": None, "max_time": None,
     }  # fmt: skip

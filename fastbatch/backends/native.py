@@ -279,6 +279,8 @@ class FusedProgram:
             threads.allowed,
             self.num_threads,
             self.lock,
+            plan.max_norm or 0.0,
+            plan.clip_value or 0.0,
         )
 
     def _reserve(self, rows: int, threads_: int) -> None:
@@ -319,15 +321,18 @@ class FusedProgram:
         return threads_
 
     def run(self, feed: Feed, first: int, last: int, lrs: Array, budget: float, sums: Sums) -> int:
-        batch = min(feed.batch, feed.rows)
-        threads_ = self._begin(batch)
+        piece = feed.most
+        threads_ = self._begin(piece)
         step, status, value = self._training.run(
-            feed.x, feed.y, feed.weight, feed.order, batch, feed.outputs, first, last, lrs, int(budget * 1e9),
-            threads_, sums.totals, feed.noise,
+            feed.x, feed.y, feed.weight, feed.order, min(feed.batch, feed.rows), piece, feed.outputs, first, last, lrs,
+            int(budget * 1e9), threads_, sums.totals, feed.noise,
         )  # fmt: skip
         if status != _native.OK:
             raise self._diverged(status, value)
         return step
+
+    def reserve(self, rows: int) -> None:
+        self._begin(rows)
 
     def accumulate(
         self,

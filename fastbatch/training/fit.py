@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import checks, ops
+from .. import batching, checks, ops
 from ..augment import noise_of
 from ..data.orders import epoch_order
 from ..errors import ArgumentError
@@ -35,7 +34,7 @@ CHUNK = 0.05
 CHUNK_STEPS = 1 << 18
 
 # Attributes of a Fit that files hold as they are; one that an older file lacks keeps its first value.
-PROGRESS = ("epoch", "order_epoch", "counted", "finished", "outputs")
+PROGRESS = ("epoch", "order_epoch", "counted", "finished", "outputs", "updates", "seconds")
 
 States = list[tuple[str, bool, dict[str, Any]]]
 
@@ -46,9 +45,11 @@ class Settings:
 
     Attributes
     ----------
-    batch_size : int
-        More than there are rows is all of them, and so is "full" here.
-    epochs, shuffle, drop_last, validation_split, class_weight, check_finite, augment, sampling
+    batch_size : int, dict or callable
+        As :func:`fastbatch.batching.as_plain` notes it. More than there are rows is all of them.
+    epochs, shuffle, drop_last, validation_split, class_weight, check_finite, micro_batch_size
+        As in :meth:`fastbatch.Trainer.fit`.
+    max_steps, max_time, augment, sampling
         As in :meth:`fastbatch.Trainer.fit`.
     """
 
@@ -59,16 +60,23 @@ class Settings:
     validation_split: float
     class_weight: dict[int, float] | str | None
     check_finite: bool
+    micro_batch_size: int | None = None
+    max_steps: int | None = None
+    max_time: float | None = None
     augment: Any = ()
     sampling: Any = None
 
     def __post_init__(self) -> None:
-        self.batch_size = checks.as_batch_size(self.batch_size, sys.maxsize)
         self.epochs = checks.count("epochs", self.epochs, "an integer >= 0", least=0)
         self.shuffle = checks.flag("shuffle", self.shuffle)
         self.drop_last = checks.flag("drop_last", self.drop_last)
         self.validation_split = checks.fraction("validation_split", self.validation_split)
         self.check_finite = checks.flag("check_finite", self.check_finite)
+        if self.micro_batch_size is not None:
+            self.micro_batch_size = checks.count("micro_batch_size", self.micro_batch_size, "an integer >= 1 or None")
+        if self.max_steps is not None:
+            self.max_steps = checks.count("max_steps", self.max_steps, "an integer >= 1 or None")
+        self.max_time = checks.limit("max_time", self.max_time)
         self.noise = noise_of(self.augment)
         self.augment = list(self.augment) if isinstance(self.augment, (list, tuple)) else [self.augment]
 
@@ -104,7 +112,11 @@ class Fit:
     counted : bool
         Whether ``trainer.epochs`` counts the running epoch already: all updates are made, validation is not.
     finished : bool
-        Nothing is left to do: all epochs are made, or a callback has ended the fit for good.
+        Nothing is left to do: all epochs are made, or a limit or a callback has ended the fit for good.
+    updates : int
+        Made in this fit.
+    seconds : float
+        That it has taken, without the run in progress.
     hooks : list of Callback
         Empty unless the fit is running.
     """
@@ -112,7 +124,8 @@ class Fit:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.history = History()
-        self.epoch = 0
+        self.epoch = self.updates = 0
+        self.seconds = 0.0
         self.finished = False
         self.hooks: list[Callback] = []
         self._data: FitData | None = None
@@ -138,6 +151,7 @@ class Fit:
         states = [] if self._states is None else matching_states(hooks, self._states)
         trainer.history, trainer.stop_training = self.history, False
         trainer.model.loss = trainer.loss
+        self._start = time.perf_counter()
         self.hooks, self._data = hooks, data
         try:
             with ExitStack() as ends:
@@ -149,14 +163,18 @@ class Fit:
                     if state is not None:
                         hook.set_state(state)
                 self._begun = True
+                self._reserve(trainer, data)
                 while self.epoch < self.settings.epochs and not trainer.stop_training:
+                    if self._over():
+                        break
                     if not self._epoch(trainer, data):
                         break
-            self.finished = self.epoch >= self.settings.epochs or any(hook.ended for hook in hooks)
+            self.finished = self.epoch >= self.settings.epochs or self._over() or any(hook.ended for hook in hooks)
         finally:
             try:
                 self._leave(trainer)
             finally:
+                self.seconds = self._elapsed()
                 self.hooks, self._data, self._begun = [], None, False
         return self.history
 
@@ -170,10 +188,13 @@ class Fit:
 
     def progress(self, trainer: Trainer) -> dict[str, Any]:
         """What a checkpoint must hold for :meth:`from_progress`, besides settings and history; at any time."""
-        running, start = self._data is not None, self._chunk_start
+        running = self._data is not None
+        made = 0 if self._chunk_start is None else trainer.steps - self._chunk_start
         return {
             **{name: getattr(self, name) for name in PROGRESS},
-            "step": self.step if start is None else self.step + trainer.steps - start,
+            "step": self.step + made,
+            "updates": self.updates + made,
+            "seconds": self._elapsed() if running else self.seconds,
             "sums": self.sums.totals,
             "left_at": trainer.steps if running else self._left_at,
             "data": fingerprint(self._data, trainer.model.dtype) if self._data is not None else self._fingerprint,
@@ -210,20 +231,38 @@ class Fit:
             )
         check_same(self._fingerprint, data, trainer.model.dtype)
 
+    def _elapsed(self) -> float:
+        return self.seconds + time.perf_counter() - self._start
+
+    def _limited(self) -> bool:
+        """Whether max_steps or max_time is reached."""
+        steps, seconds = self.settings.max_steps, self.settings.max_time
+        return (steps is not None and self.updates >= steps) or (seconds is not None and self._elapsed() >= seconds)
+
+    def _over(self) -> bool:
+        """Whether a limit has ended the fit: it does so between two epochs."""
+        return self.order_epoch is None and self.updates > 0 and self._limited()
+
+    def _reserve(self, trainer: Trainer, data: FitData) -> None:
+        """Memory for the largest batch that a schedule will ask for, so that its changes cost nothing."""
+        settings = self.settings
+        most = batching.most_rows(settings.batch_size, trainer.epochs + settings.epochs - self.epoch - 1)
+        if most is not None and self.epoch < settings.epochs:
+            trainer._program.reserve(min(most, settings.micro_batch_size or most, data.total))
+
     def _epoch(self, trainer: Trainer, data: FitData) -> bool:
         """The running epoch from where it stands, or the next one; False when a callback stops it half way."""
         start = time.perf_counter()
-        feed = self._feed(trainer, data)
+        feed, size = self._feed(trainer, data)
         for hook in self.hooks:
-            hook.on_epoch_begin(
-                self.epoch, {"epochs": self.settings.epochs, "steps": feed.steps, "batch_size": feed.batch}
-            )
+            hook.on_epoch_begin(self.epoch, {"epochs": self.settings.epochs, "steps": feed.steps, "batch_size": size})
         if not self._updates(trainer, feed):
             return False
         if not self.counted:
             trainer.epochs += 1
             self.counted = True
         logs = self._results(trainer, feed, data)
+        logs["batch_size"] = size
         logs["time"] = time.perf_counter() - start
         self.history.append(logs)
         self.epoch += 1
@@ -232,22 +271,28 @@ class Fit:
             _tell(self.hooks, "on_epoch_end", self.epoch - 1, logs)
         return True
 
-    def _feed(self, trainer: Trainer, data: FitData) -> Feed:
-        """The pass of the running epoch."""
+    def _feed(self, trainer: Trainer, data: FitData) -> tuple[Feed, int]:
+        """The pass of the running epoch, and the rows of its batches, of which a step may take several."""
         if self.order_epoch is None:
             self.order_epoch = trainer.epochs
         shuffle, backend = self.settings.shuffle, trainer.backend
         order = epoch_order(data.rows, trainer.seed, self.order_epoch, shuffle, backend, data.cumulative)
-        feed = data.feed(order, min(self.settings.batch_size, data.total), self.settings.drop_last)
+        size = min(batching.rows_at(self.settings.batch_size, self.order_epoch), data.total)
+        feed = data.feed(order, size, self.settings.drop_last)
+        feed.piece = min(size, self.settings.micro_batch_size or size)
+        feed.batch = size * trainer.gradient_accumulation_steps
         if trainer.metrics and self.outputs is None:
             self.outputs = np.zeros((feed.rows, trainer.model.output_size), trainer.model.dtype)
         feed.outputs, feed.noise = self.outputs, self.settings.noise
-        return feed
+        return feed, size
 
     def _updates(self, trainer: Trainer, feed: Feed) -> bool:
-        """The epoch's updates from `step` on, in slices of time; False when a callback stops them half way."""
+        """The epoch's updates from `step` on, in slices of time; False when a callback stops them half way.
+
+        A limit ends the epoch, though not before its first update.
+        """
         steps = feed.steps
-        while self.step < steps:
+        while self.step < steps and not (self.step and self._limited()):
             if trainer.stop_training:
                 return False
             self._chunk(trainer, feed, min(steps, self.step + CHUNK_STEPS))
@@ -260,12 +305,18 @@ class Fit:
         stop = steps_to_stop(self.hooks, before)
         if stop is not None:
             last = min(last, self.step + stop)
+        budget, settings = CHUNK, self.settings
+        if settings.max_steps is not None:
+            last = min(last, self.step + settings.max_steps - self.updates)
+        if settings.max_time is not None:
+            budget = max(0.0, min(budget, settings.max_time - self._elapsed()))
         lrs = self._rates(trainer, last - self.step)
         self._chunk_start = before
         try:
-            trainer._program.run(feed, self.step, last, lrs, CHUNK, self.sums)
+            trainer._program.run(feed, self.step, last, lrs, budget, self.sums)
         finally:  # Ctrl-C is heard before the call can say how many steps were made; memory says it
-            self.step += trainer.steps - before
+            made = trainer.steps - before
+            self.step, self.updates = self.step + made, self.updates + made
             self._chunk_start = None
 
     def _rates(self, trainer: Trainer, steps: int) -> Array:
@@ -278,15 +329,18 @@ class Fit:
         return self._lrs[start : start + steps]
 
     def _results(self, trainer: Trainer, feed: Feed, data: FitData) -> dict[str, Any]:
-        """What history gets, but for the time."""
+        """What history gets, but for the batch size and the time."""
         logs: dict[str, Any] = {"loss": self.sums.mean()}
         if feed.outputs is not None:
-            index = slice(feed.rows) if feed.order is None else feed.order
+            made = min(self.step * feed.batch, feed.rows)
+            index = slice(made) if feed.order is None else feed.order[:made]
             weight = None if feed.weight is None else feed.weight[index]
-            logs.update(ops.measure(trainer.metrics, feed.outputs, feed.y[index], weight, trainer.loss))
+            logs.update(ops.measure(trainer.metrics, feed.outputs[:made], feed.y[index], weight, trainer.loss))
         if data.validation is not None:
             logs.update({f"val_{name}": value for name, value in evaluate(trainer, data.validation).items()})
-        logs.update(lr=trainer._rate(max(trainer.steps - 1, 0)), batch_size=feed.batch)
+        if trainer.max_grad_norm is not None:
+            logs["grad_norm"] = self.sums.norm / self.step
+        logs["lr"] = trainer._rate(max(trainer.steps - 1, 0))
         return logs
 
 

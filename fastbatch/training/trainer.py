@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from .. import checks, memory, ops
 from ..augment import Augmentation
+from ..batching import Grow, as_plain
 from ..errors import ArgumentError, named_keywords, unknown_name
 from ..layers import Dense
 from ..model import Sequential
@@ -57,6 +58,15 @@ class Trainer(Steps):
     semantics : {"torch", "sklearn", "keras"}, default "torch"
         Whose formula the optimizer means where the three differ under one name: docs/optimizers.md. "torch" leaves the
         optimizer as it is.
+    max_grad_norm : float, optional
+        The mean gradient of an update is scaled down to this Euclidean norm, over all parameters together, where it is
+        longer: torch's clip_grad_norm_. ``history["grad_norm"]`` then holds the mean over the epoch's updates of the
+        norm before clipping.
+    clip_value : float, optional
+        Each element of the mean gradient is held to this magnitude, behind `max_grad_norm`: torch's clip_grad_value_.
+    gradient_accumulation_steps : int, default 1
+        In `fit` an update takes the concatenation of so many batches; what is left at the end of an epoch is one, too,
+        over its own weight. `step` always updates.
     seed : int, default 0
         Of shuffles, dropout and splits.
 
@@ -106,6 +116,9 @@ class Trainer(Steps):
         num_threads: int | None = None,
         precision: str = "float32",
         semantics: str = "torch",
+        max_grad_norm: float | None = None,
+        clip_value: float | None = None,
+        gradient_accumulation_steps: int = 1,
         seed: int = 0,
     ) -> None:
         if not isinstance(model, Sequential):
@@ -125,6 +138,9 @@ class Trainer(Steps):
         if precision == "bf16" and model.dtype != "float32":
             raise ArgumentError(f"Trainer(precision='bf16'): expected a float32 model, got dtype {model.dtype}")
         self.precision = precision
+        self.max_grad_norm = checks.limit("Trainer(max_grad_norm=)", max_grad_norm)
+        self.clip_value = checks.limit("Trainer(clip_value=)", clip_value)
+        self.gradient_accumulation_steps = checks.count("gradient_accumulation_steps", gradient_accumulation_steps)
         self.seed = checks.seed("Trainer(seed=)", seed)
         checks.check_outputs(self.loss, model.output_size)
         self.epochs = 0
@@ -141,7 +157,7 @@ class Trainer(Steps):
 
     def _connect(self, backend: str) -> None:
         state = State(self.model.parameters, self._slots, self._steps, self.seed)
-        plan = make_plan(self.model, self.loss, self.optimizer, self.precision)
+        plan = make_plan(self.model, self.loss, self.optimizer, self.precision, self.max_grad_norm, self.clip_value)
         self.backend, self._program = make_program(plan, state, backend, self.num_threads)
         self._busy = Exclusive(self._program.lock)
         self._forward_shape: tuple[int, int] | None = None
@@ -222,7 +238,7 @@ class Trainer(Steps):
         self,
         X,
         y,
-        batch_size: int | str = 32,
+        batch_size: int | str | Grow | Mapping[int, int | str] | Callable[[int], int] = 32,
         epochs: int = 1,
         *,
         validation_data: tuple | None = None,
@@ -233,7 +249,10 @@ class Trainer(Steps):
         drop_last: bool = False,
         callbacks: Sequence[Callback] = (),
         verbose: int | str = "auto",
+        micro_batch_size: int | None = None,
         check_finite: bool = True,
+        max_steps: int | None = None,
+        max_time: float | None = None,
         input_scale: tuple | str | None = None,
         sampling=None,
         augment: Augmentation | Sequence[Augmentation] = (),
@@ -247,8 +266,10 @@ class Trainer(Steps):
             by batch. Only another byte order, float128 and misaligned elements are converted as a whole.
         y : array_like
             Labels (n,), distributions (n, O), or values (n, O); (n,) and (n, 1) are the same where O = 1.
-        batch_size : int or "full", default 32
-            Rows per update; the last batch of an epoch takes what is left.
+        batch_size : int, "full", Grow, dict or callable, default 32
+            Rows of a batch; the last one of an epoch takes what is left. :class:`fastbatch.batching.Grow`, sizes by the
+            epoch from which they hold (``{0: 32, 10: 256}``), or a function of the epoch, asked as each one begins.
+            These count the epochs of the trainer from 0, so that a second fit goes on with them.
         epochs : int, default 1
         validation_data : (X, y) or (X, y, sample_weight), optional
         validation_split : float, default 0.0
@@ -263,8 +284,15 @@ class Trainer(Steps):
         callbacks : sequence of Callback
         verbose : {"auto", 0, 1, 2}, default "auto"
             1: bar and a line per epoch; 2: lines; 0: nothing; "auto": a bar where stderr is a terminal.
+        micro_batch_size : int, optional
+            Rows of an update that are worked on at a time; bounds memory and changes nothing else: no bit on the c
+            backend at multiples of `tile_rows`, rounding elsewhere.
         check_finite : bool, default True
             Refuse NaN and Inf in X, y and the parameters before anything changes; one pass over the data.
+        max_steps, max_time : int and float (seconds), optional
+            End the fit behind the update that reaches the first of them, counted from the beginning of this fit. The
+            epoch ends there, too: it is validated, has its entry in the history, and a further fit begins the next one.
+            There is always one update; validation is not cut short.
         input_scale : (scale, shift) or "standardize", optional
             Train on ``x * scale + shift``, numbers or one per column; (1 / 255, 0) takes bytes to [0, 1]. "standardize"
             takes mean and standard deviation of the training rows, each counted once whatever its weight; a constant
@@ -279,7 +307,7 @@ class Trainer(Steps):
         -------
         History
             One entry per epoch: loss (weighted mean of the losses before each update), metrics, val_*, lr, batch_size,
-            time.
+            time, and grad_norm with `max_grad_norm`.
 
         Raises
         ------
@@ -294,8 +322,9 @@ class Trainer(Steps):
         """
         with self._busy:
             settings = Settings(
-                batch_size, epochs, shuffle, drop_last, validation_split, class_weight, check_finite, augment, sampling
-            )
+                as_plain(batch_size), epochs, shuffle, drop_last, validation_split, class_weight, check_finite,
+                micro_batch_size, max_steps, max_time, augment, sampling,
+            )  # fmt: skip
             data = fit_data(self.model, self.loss, self.seed, X, y, sample_weight, validation_data, **settings.of_data)
             hooks = hooks_of(callbacks, verbose)
             data.cumulative = sampling_of(self.model, self.loss, data, settings.sampling, settings.shuffle)

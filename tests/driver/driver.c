@@ -198,7 +198,7 @@ static void update(const fb_kernels *k, test *t)
     const fb_segment *segment = segments_of(t, &count);
     const int64_t n = find(t, "p")->as.columns;
     fb_update_tensor(k, &segment->optimizer, number(t, "lr"), integer(t, "t"), 1,
-                     (fb_slice){at(t, "p"), at(t, "g"), at(t, "slots"), n, n});
+                     (fb_slice){at(t, "p"), at(t, "g"), at(t, "slots"), n, n, 0});
 }
 
 static void dropout(const fb_kernels *k, test *t)
@@ -238,7 +238,8 @@ static fb_feed feed_of(const fb_kernels *k, test *t)
     const held *y = maybe(t, "y");
     return (fb_feed){.x = at(t, "x"), .x_stride = find(t, "x")->as.columns * k->size, .y = at(t, "y"),
                      .y_stride = y ? y->as.columns * k->size : 0, .labels = at(t, "labels"), .weight = at(t, "weight"),
-                     .order = at(t, "order"), .rows = integer(t, "rows"), .batch = integer(t, "batch")};
+                     .order = at(t, "order"), .rows = integer(t, "rows"), .batch = integer(t, "batch"),
+                     .piece = integer(t, "batch")};
 }
 
 static void accumulate(const fb_kernels *k, test *t)
@@ -247,7 +248,7 @@ static void accumulate(const fb_kernels *k, test *t)
     const fb_feed feed = feed_of(k, t);
     const fb_sums sums = fb_accumulate(&net, at(t, "arena"), &feed, 0, at(t, "gradient"), t->thread_count, (fb_sums){0},
                                          NULL);
-    memcpy(at(t, "sums"), &sums, sizeof sums);
+    memcpy(at(t, "sums"), &sums, 2 * sizeof(double));
 }
 
 static void run(const fb_kernels *k, test *t)
@@ -256,7 +257,9 @@ static void run(const fb_kernels *k, test *t)
     const fb_feed feed = feed_of(k, t);
     const int64_t steps = (feed.rows + feed.batch - 1) / feed.batch, forever = INT64_C(1) << 60;
     fb_tuner tuner = {0};
-    fb_run(&net, at(t, "arena"), &feed, 0, steps, at(t, "lr"), forever, t->thread_count, &tuner, at(t, "sums"));
+    fb_sums sums = {0};
+    fb_run(&net, at(t, "arena"), &feed, 0, steps, at(t, "lr"), forever, t->thread_count, &tuner, &sums);
+    memcpy(at(t, "sums"), &sums, 2 * sizeof(double));
 }
 
 static const struct { const char *name; void (*call)(const fb_kernels *, test *); } verbs[] = {
