@@ -2,6 +2,8 @@
 #include "frame.h"
 #include "simd/fpmode.h"
 
+#include <string.h>
+
 /* A task of about `flops` per row and parameter: short ones do not wait for a helper that sleeps. */
 static void parallel(fb_task task, frame *f, int threads, double flops, int64_t rows)
 {
@@ -15,11 +17,12 @@ static void accumulate_all(void *context, int t, int threads)
     const fp_mode mode = fp_enter();
     const int64_t rows = f->feed->rows;
     const uint32_t update = (uint32_t)*f->net->steps;
-    for (int64_t chunk = 0; chunk < rows; chunk += chunk_rows(f->net, rows)) {
-        const range mine = chunk_share(f, rows, chunk, t, threads);
-        fb_rows_forward(f, f->arena, 0, mine, update);
+    const crew c = {rows, t, threads};
+    for (int64_t chunk = 0; chunk < rows; chunk += pass_rows(f, rows)) {
+        const range mine = pass_share(f, rows, chunk, t, threads);
+        fb_rows_forward(f, f->arena, 0, mine, c, update);
         fb_rows_loss(f, 0, mine, 1);
-        fb_rows_backward(f, mine, update);
+        fb_rows_backward(f, 0, mine, c, update);
         if (f->samples) fb_rows_per_sample(f, mine);
     }
     fb_wait_for_all(threads);
@@ -47,13 +50,16 @@ static void forward_all(void *context, int t, int threads)
 {
     frame *f = context;
     const fp_mode mode = fp_enter();
-    fb_rows_forward(f, f->arena, 0, share(f->feed->rows, f->k->tile_rows, t, threads), (uint32_t)*f->net->steps);
+    const crew c = {f->feed->rows, t, threads};
+    fb_rows_forward(f, f->arena, 0, share(c.batch, f->k->tile_rows, t, threads), c, (uint32_t)*f->net->steps);
+    fb_move_running(f, c, f->running);
     fp_leave(mode);
 }
 
-void fb_forward(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, int threads)
+void fb_forward(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, int threads, char *running)
 {
     frame f = fb_frame(net, arena, feed);
+    f.running = running;
     f.first_row = first_row;
     parallel(forward_all, &f, threads, 2, feed->rows);
 }
@@ -64,11 +70,12 @@ static void backward_all(void *context, int t, int threads)
     const fp_mode mode = fp_enter();
     const fb_stage *s = &f->net->stages[f->net->stage_count - 1];
     const int64_t rows = f->feed->rows;
-    for (int64_t chunk = 0; chunk < rows; chunk += chunk_rows(f->net, rows)) {
-        const range mine = chunk_share(f, rows, chunk, t, threads);
+    const crew c = {rows, t, threads};
+    for (int64_t chunk = 0; chunk < rows; chunk += pass_rows(f, rows)) {
+        const range mine = pass_share(f, rows, chunk, t, threads);
         f->k->gather(mine.end - mine.begin, s->outputs, f->dz + mine.begin * f->dz_stride, f->dz_stride, NULL,
-                     f->arena + s->dz + mine.begin * s->out_ld * f->k->size, s->out_ld);
-        fb_rows_backward(f, mine, (uint32_t)*f->net->steps);
+                     f->arena + s->dy + mine.begin * s->out_ld * f->k->size, s->out_ld);
+        fb_rows_backward(f, 0, mine, c, (uint32_t)*f->net->steps);
     }
     fb_wait_for_all(threads);
     fb_sum_gradient(f, 0, rows, 1, f->gradient, t, threads);
@@ -96,7 +103,7 @@ static void update_all(void *context, int t, int threads)
     fp_leave(mode);
 }
 
-int fb_update(const fb_network *net, const char *gradient, double scale, double lr, int threads)
+int fb_update(const fb_network *net, const char *gradient, double scale, double lr, int threads, const char *running)
 {
     lane lanes[FB_MAX_THREADS];
     double squares[FB_NORM_PARTS];
@@ -107,7 +114,9 @@ int fb_update(const fb_network *net, const char *gradient, double scale, double 
     f.scale = scale;
     f.lr = &lr;
     parallel(update_all, &f, threads, 10, 1);
-    if (f.outcome.status == FB_OK) ++*net->steps;
+    if (f.outcome.status != FB_OK) return f.outcome.status;
+    ++*net->steps;
+    if (running) memcpy(net->buffers, running, (size_t)(net->buffer_count * net->kernels->size));
     return f.outcome.status;
 }
 
@@ -118,7 +127,7 @@ static void predict_all(void *context, int t, int threads)
     const range mine = share(f->feed->rows, f->k->tile_rows, t, threads);
     for (int64_t r = mine.begin; r < mine.end; r += f->block)
         fb_rows_forward(f, f->arena + t * f->arena_bytes, r,
-                (range){0, mine.end - r < f->block ? mine.end - r : f->block}, 0);
+                (range){0, mine.end - r < f->block ? mine.end - r : f->block}, (crew){0, 0, 1}, 0);
     fp_leave(mode);
 }
 

@@ -9,18 +9,28 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* [dense] [activation] [dropout]; laid out by fastbatch/plan.py, STAGE_FIELDS in the same order. */
+/* [dense] [norm] [activation] [dropout]; laid out by fastbatch/plan.py, STAGE_FIELDS in the same order. */
 typedef struct fb_stage {
     int64_t inputs, outputs;
     int64_t w, b;              /* into the parameters; b lies right behind w, as row I of it */
-    int64_t activation;        /* row of activations.def */
+    int64_t product_activation; /* row of activations.def, behind the product: identity where a norm follows */
+    int64_t activation;        /* the stage's own */
     int64_t threshold, layer;  /* dropout keeps a byte below threshold; 256 keeps all */
     int64_t x, x_ld;           /* input rows; x of stage 0 is the gather's target */
-    int64_t out, out_ld;       /* what the next stage reads; z, a, saved and dz have the same leading dimension */
-    int64_t z, a;              /* where product and activation go; any of z, a, out may be the same memory */
+    int64_t out, out_ld;       /* what the next stage reads; all below but stats have the same leading dimension */
+    int64_t z, a;              /* where product, or norm, and activation go; any of z, a, out may be the same memory */
     int64_t saved;             /* what the slope reads: z, a or nothing */
-    int64_t dz;
+    int64_t dy, dz;            /* gradients with respect to out, then z; and to the product. One where there is no norm */
+    int64_t gamma, beta;       /* into the parameters; absent where there is no norm */
+    int64_t mean, var;         /* running statistics, into the buffers; absent for a norm over units */
+    int64_t ghost;             /* rows that share their statistics; 0 for all of a batch */
+    int64_t u;                 /* what the norm reads; absent where that is the input */
+    int64_t stats;             /* (B, 2) as norm_rows has it; over rows, FB_STATS rows for each group; -1: not kept */
+    double eps, momentum;
 } fb_stage;
+
+/* Of a group: mean, variance, factor, and the sums of dy along the normalised x and alone. */
+enum { STATS_MEAN, STATS_VAR, STATS_FACTOR, STATS_ALONG, STATS_SUM, FB_STATS };
 
 typedef struct fb_loss {
     int kind;                  /* row of losses.def */
@@ -161,6 +171,32 @@ typedef struct fb_kernels {
     void (*row_norms)(int64_t rows, int64_t width, const void *x, int64_t ld, double *norms);
     /* Row r of x (rows, width) *= scale[r]. */
     void (*scale_rows)(int64_t rows, int64_t width, void *x, int64_t ld, const void *scale);
+    /* Norm over units: y = gamma (x - mean) factor + beta by rows, factor = 1 / sqrt(variance + eps). stats (rows, 2) are
+     * mean and factor, or NULL; x may be y. A row's bits depend on its width only. */
+    void (*norm_rows)(int64_t rows, int64_t width, const void *x, int64_t x_ld, double eps, const void *gamma,
+                      const void *beta, void *stats, void *y, int64_t y_ld);
+    void (*norm_rows_backward)(int64_t rows, int64_t width, const void *x, int64_t x_ld, const void *stats,
+                               const void *gamma, const void *dy, int64_t dy_ld, void *dx, int64_t dx_ld);
+    /* Of columns [begin, end): dgamma = sum over rows of dy (x - mean) factor, dbeta = sum of dy, each one chain; with
+     * `add` on top of what is there. */
+    void (*norm_rows_sums)(int64_t rows, int64_t begin, int64_t end, const void *x, int64_t x_ld, const void *stats,
+                           const void *dy, int64_t dy_ld, int add, void *dgamma, void *dbeta);
+    /* norms[r] += squared norm of what row r adds to dgamma and dbeta, summed in double. */
+    void (*norm_rows_norms)(int64_t rows, int64_t width, const void *x, int64_t x_ld, const void *stats, const void *dy,
+                            int64_t dy_ld, double *norms);
+    /* Norm over rows: the same with mean and factor (width,) by columns, of columns [begin, end) where given. Moments are
+     * one chain for each column. `group` is the number of rows whose sums `along` and `sum` are. */
+    void (*norm_moments)(int64_t rows, int64_t begin, int64_t end, const void *x, int64_t x_ld, void *mean, void *var);
+    void (*norm_factors)(int64_t width, const void *var, double eps, void *factor);
+    void (*norm_columns)(int64_t rows, int64_t width, const void *x, int64_t x_ld, const void *mean, const void *factor,
+                         const void *gamma, const void *beta, void *y, int64_t y_ld);
+    void (*norm_columns_sums)(int64_t rows, int64_t begin, int64_t end, const void *x, int64_t x_ld, const void *mean,
+                              const void *factor, const void *dy, int64_t dy_ld, int add, void *dgamma, void *dbeta);
+    void (*norm_columns_backward)(int64_t rows, int64_t width, const void *x, int64_t x_ld, const void *mean,
+                                  const void *factor, const void *gamma, int64_t group, const void *along,
+                                  const void *sum, const void *dy, int64_t dy_ld, void *dx, int64_t dx_ld);
+    /* running (1 - momentum) + momentum value unbiased, of columns [begin, end) */
+    void (*norm_running)(int64_t begin, int64_t end, const void *value, double unbiased, double momentum, void *running);
     /* Multiply-adds in registers, for the ceiling; returns the flops made, adds to `sum` so that they are made. */
     int64_t (*multiply_adds)(int64_t loops, double *sum);
     double limit;              /* largest finite element */
@@ -264,6 +300,8 @@ typedef struct fb_network {
     char *parameters;
     int64_t parameter_count;
     char *slots;               /* (S, N) */
+    char *buffers;             /* running statistics */
+    int64_t buffer_count;
     int64_t *steps;            /* updates made; run and update count here */
     uint64_t seed;
     fb_loss loss;
@@ -273,7 +311,7 @@ typedef struct fb_network {
     int64_t segment_count;
     int uniform;
     double *norms;             /* (blocks of all segments, 2) where the rule is normed, else NULL */
-    int64_t y, row_loss, row_weight, row_share, gradient, scratch; /* arena offsets */
+    int64_t y, row_loss, row_weight, row_share, gradient, running, scratch; /* arena offsets */
     int64_t scratch_bytes;     /* of one thread */
     int64_t parts, part_bytes; /* gradients of FB_PARTS parts of a batch, one behind the other; -1 where N is large */
     double max_norm;           /* of the mean gradient, which is scaled down to it; 0: any */
@@ -303,6 +341,7 @@ typedef struct fb_per_sample {
     double *loss, *weight;     /* (rows,) */
     double *input_norms, *delta_norms;
     int64_t input_stride, delta_stride;
+    double *norm_norms;        /* (rows,) */
     const void *scale;         /* (rows,) elements */
 } fb_per_sample;
 
@@ -323,13 +362,15 @@ fb_outcome fb_run(const fb_network *net, char *arena, const fb_feed *feed, int64
  * continued row by row. Without a gradient dw is not computed; samples may be NULL. */
 fb_sums fb_accumulate(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, char *gradient,
                       int threads, fb_sums sums, const fb_per_sample *samples);
-/* Outputs (rows, O) of a training forward; what backward needs stays in the arena. */
-void fb_forward(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, int threads);
+/* Outputs (rows, O) of a training forward; what backward needs stays in the arena. Moves `running`, laid out as the
+ * network's buffers. */
+void fb_forward(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, int threads, char *running);
 /* gradient += from dz (rows, O), after fb_forward with training on the same feed. */
 void fb_backward(const fb_network *net, char *arena, const fb_feed *feed, int64_t first_row, const char *dz,
                  int64_t dz_stride, char *gradient, int threads);
-/* One update from scale * gradient, clipped; FB_GRADIENT_NOT_FINITE changes nothing. */
-int fb_update(const fb_network *net, const char *gradient, double scale, double lr, int threads);
+/* One update from scale * gradient, clipped, and the buffers become `running` unless that is NULL;
+ * FB_GRADIENT_NOT_FINITE changes nothing. */
+int fb_update(const fb_network *net, const char *gradient, double scale, double lr, int threads, const char *running);
 /* Forward without training in blocks of `block` rows; one arena of arena_bytes per thread. */
 void fb_predict(const fb_network *net, char *arena, int64_t arena_bytes, int64_t block, const fb_feed *feed,
                 int threads);

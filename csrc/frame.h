@@ -17,8 +17,9 @@ typedef struct frame {
     const fb_kernels *k;
     const fb_feed *feed;
     char *arena;
-    int64_t first_dense;
+    int64_t first_trained; /* stage; those before it have no parameters */
     int training;
+    int coupled;      /* statistics over rows: in phase A all threads meet at every such norm */
     lane *lanes;      /* one per thread; written before a barrier, read after it */
     double *squares;  /* FB_NORM_PARTS, alike: of stretches of the gradient, where its norm is limited */
     /* fb_run */
@@ -34,7 +35,11 @@ typedef struct frame {
     char *gradient;
     double scale;
     const fb_per_sample *samples;
+    char *running;    /* statistics that fb_forward moves */
 } frame;
+
+/* Who works on a batch: thread t of `threads`, and the rows of the whole batch. */
+typedef struct crew { int64_t batch; int t, threads; } crew;
 
 typedef struct range { int64_t begin, end; } range;
 
@@ -81,6 +86,31 @@ static inline range chunk_share(const frame *f, int64_t rows, int64_t chunk, int
     return (range){chunk + r.begin, chunk + r.end};
 }
 
+/* Phase A's own rows: as many at a time as phase B takes, or, where the rows are coupled, all at once. */
+static inline int64_t pass_rows(const frame *f, int64_t rows) { return f->coupled ? rows : chunk_rows(f->net, rows); }
+
+static inline range pass_share(const frame *f, int64_t rows, int64_t chunk, int t, int threads)
+{
+    return f->coupled ? share(rows, FB_PART_ROWS, t, threads) : chunk_share(f, rows, chunk, t, threads);
+}
+
+static inline range columns_of(const fb_stage *s, int t, int threads) { return share(s->outputs, 16, t, threads); }
+
+/* Rows [at.begin, at.end) of the batch and the group they belong to: as many of the rows as belong to one group. */
+typedef struct piece { range at; int64_t group, group_rows; } piece;
+
+static inline piece group_at(const fb_stage *s, int64_t batch, int64_t begin, int64_t end)
+{
+    const int64_t size = s->ghost ? s->ghost : batch, g = begin / size, next = (g + 1) * size;
+    const int64_t stop = next < end ? next : end;
+    return (piece){{begin, stop}, g, (next < batch ? next : batch) - g * size};
+}
+
+static inline char *group_stats(const frame *f, const fb_stage *s, int64_t group, int which)
+{
+    return f->arena + s->stats + (group * FB_STATS + which) * s->out_ld * f->k->size;
+}
+
 frame fb_frame(const fb_network *net, char *arena, const fb_feed *feed);
 
 /* Whether stage 0 reads the arena. */
@@ -90,19 +120,24 @@ static inline int in_arena(const fb_feed *feed) { return feed->order || feed->in
  * where they lie. */
 const char *fb_stage_input(const frame *f, const char *arena, int64_t k, int64_t base, int64_t r, int64_t *ld);
 
+/* The same of what the norm of stage k reads. */
+const char *fb_norm_input(const frame *f, const char *arena, int64_t k, int64_t base, int64_t r, int64_t *ld);
+
 /* -- rows.c: batch rows [rows.begin, rows.end) of the batch that starts at row `base` of the pass --------------------- */
-void fb_rows_forward(const frame *f, char *arena, int64_t base, range rows, uint32_t update);
+void fb_rows_forward(const frame *f, char *arena, int64_t base, range rows, crew c, uint32_t update);
 /* A power of two that brings the weights of a step near 1. */
 double fb_weight_unit(const fb_feed *feed, int64_t base, int64_t rows);
 /* Loss of each row and dz of the last stage. */
 void fb_rows_loss(const frame *f, int64_t base, range rows, double unit);
-/* Deltas of all stages from dz of the last, down to the first dense stage, which asks for no dx. */
-void fb_rows_backward(const frame *f, range rows, uint32_t update);
+/* Deltas of all stages from dz of the last, down to the first trained stage, which asks for no dx. */
+void fb_rows_backward(const frame *f, int64_t base, range rows, crew c, uint32_t update);
 void fb_rows_per_sample(const frame *f, range rows);
 /* Whether the losses of the rows are finite. */
 int fb_rows_are_finite(const frame *f, range rows);
+/* Thread c.t's share of the running statistics moves by those of the batch. */
+void fb_move_running(const frame *f, crew c, char *running);
 /* A bound on every element of the gradient sum over the rows. */
-double fb_rows_bound(const frame *f, int64_t base, range rows);
+double fb_rows_bound(const frame *f, int64_t base, range rows, int64_t batch);
 /* Sums over all rows of the batch in row order, on from `total`: the same bits for every thread, for any number of them,
  * and for any split of a batch into pieces. */
 double fb_total_weight(const frame *f, int64_t rows, double total);

@@ -17,6 +17,31 @@ static fb_slice slice_at(const fb_network *net, int64_t offset)
     return (fb_slice){net->parameters + offset, NULL, net->slots + offset, net->parameter_count, 0, net->clip_value};
 }
 
+/* Of rows [rows.begin, rows.end) of the batch and the columns: gradient of gamma and beta = or, with `add`, +=. */
+static void norm_gradient(const frame *f, int64_t i, int64_t base, range rows, int64_t batch, range columns, int add,
+                          char *gradient)
+{
+    const fb_kernels *k = f->k;
+    const fb_stage *s = &f->net->stages[i];
+    const char *dy = f->arena + s->dy;
+    const int64_t row = s->out_ld * k->size;
+    int64_t ld;
+    if (s->mean < 0) {
+        const char *u = fb_norm_input(f, f->arena, i, base, rows.begin, &ld);
+        k->norm_rows_sums(rows.end - rows.begin, columns.begin, columns.end, u, ld,
+                          f->arena + s->stats + rows.begin * 2 * k->size, dy + rows.begin * row, s->out_ld, add,
+                          gradient + s->gamma, gradient + s->beta);
+        return;
+    }
+    for (piece at = {{0, rows.begin}, 0, 0}; at.at.end < rows.end; add = 1) {
+        at = group_at(s, batch, at.at.end, rows.end);
+        const char *u = fb_norm_input(f, f->arena, i, base, at.at.begin, &ld);
+        k->norm_columns_sums(at.at.end - at.at.begin, columns.begin, columns.end, u, ld,
+                             group_stats(f, s, at.group, STATS_MEAN), group_stats(f, s, at.group, STATS_FACTOR),
+                             dy + at.at.begin * row, s->out_ld, add, gradient + s->gamma, gradient + s->beta);
+    }
+}
+
 /* The rows that thread t gathers next, if there are any. */
 static fb_ahead rows_ahead(const frame *f, int64_t base, int t, int threads)
 {
@@ -42,6 +67,7 @@ int64_t fb_first_trained(const fb_network *net)
     for (int64_t i = 0; i < net->stage_count; i++) {
         const fb_stage *s = &net->stages[i];
         if (s->w >= 0 && (segment_at(net, s->w) || (s->b >= 0 && segment_at(net, s->b)))) return i;
+        if (s->gamma >= 0 && segment_at(net, s->gamma)) return i; /* beta is updated with it */
     }
     return net->stage_count;
 }
@@ -61,143 +87,6 @@ static void update_rows(const frame *f, int64_t i, int64_t base, int64_t rows, r
                        (int)segment->optimizer.rule, net->uniform ? now->constants : constants, scale,
                        slice_at(net, s->w), scratch_of(f, t), ahead);
 }
-
-static void update_fused(const frame *f, int64_t base, int64_t rows, const moment *now, double scale, int t, int threads)
-{
-    const fb_network *net = f->net;
-    fb_ahead ahead = rows_ahead(f, base + rows, t, threads);
-    for (int64_t i = f->first_dense; i < net->stage_count; i++) {
-        const fb_stage *s = &net->stages[i];
-        if (s->w < 0) continue;
-        const range mine = share(weight_rows(s), f->k->tile_rows, t, threads);
-        const fb_segment *w = segment_at(net, s->w), *b = s->b >= 0 ? segment_at(net, s->b) : w;
-        if (w == b) {
-            update_rows(f, i, base, rows, mine, w, now, scale, t, &ahead);
-            continue;
-        }
-        const int64_t inputs = s->inputs; /* the bias is the row behind */
-        update_rows(f, i, base, rows, (range){mine.begin, mine.end < inputs ? mine.end : inputs}, w, now, scale, t, &ahead);
-        update_rows(f, i, base, rows, (range){mine.begin > inputs ? mine.begin : inputs, mine.end}, b, now, scale, t,
-                    &ahead);
-    }
-}
-
-/* Of rows [rows.begin, rows.end) and rows [begin, end) of the weights of stage i: gradient = or, with `add`, +=. */
-static void stage_gradient(const frame *f, int64_t i, int64_t base, range rows, range weights, int add, char *gradient,
-                           int t, fb_ahead *ahead)
-{
-    const fb_stage *s = &f->net->stages[i];
-    int64_t ld;
-    const char *x = fb_stage_input(f, f->arena, i, base, rows.begin, &ld);
-    if (weights.begin < weights.end)
-        f->k->dense_backward_weights(rows.end - rows.begin, s->inputs, s->outputs, x, ld,
-                                     f->arena + s->dz + rows.begin * s->out_ld * f->k->size, s->out_ld, weights.begin,
-                                     weights.end, add, gradient + s->w, s->b >= 0 ? gradient + s->b : NULL,
-                                     scratch_of(f, t), ahead);
-}
-
-static void by_weights(const frame *f, int64_t base, int64_t rows, int add, char *gradient, int t, int threads)
-{
-    fb_ahead ahead = rows_ahead(f, base + rows, t, threads);
-    for (int64_t i = f->first_dense; i < f->net->stage_count; i++) {
-        const fb_stage *s = &f->net->stages[i];
-        if (s->w < 0) continue;
-        stage_gradient(f, i, base, (range){0, rows}, share(weight_rows(s), f->k->tile_rows, t, threads), add, gradient,
-                       t, &ahead);
-    }
-}
-
-/* Parameters of a stretch whose squares are summed apart. */
-static int64_t norm_width(const fb_network *net)
-{
-    const int64_t part = (net->parameter_count + FB_NORM_PARTS - 1) / FB_NORM_PARTS;
-    return (part + 15) / 16 * 16;
-}
-
-static range parameters_of(const frame *f, int t, int threads)
-{
-    return share(f->net->parameter_count, f->net->max_norm > 0 ? norm_width(f->net) : 16, t, threads);
-}
-
-/* Of the stretches in a thread's share, from the last one down: it was written last, and the update begins with the first,
- * so that each finds some of what it reads in the cache. Frozen parameters are in no segment and do not count. */
-static void sum_squares(const frame *f, const char *gradient, range mine)
-{
-    const int64_t width = norm_width(f->net);
-    for (int64_t i = (mine.end - mine.begin + width - 1) / width - 1; i >= 0; i--) {
-        const int64_t at = mine.begin + i * width, n = mine.end - at < width ? mine.end - at : width;
-        double total = 0;
-        for (int64_t s = 0; s < f->net->segment_count; s++) {
-            const fb_segment *segment = &f->net->segments[s];
-            const int64_t begin = at > segment->begin ? at : segment->begin;
-            const int64_t end = at + n < segment->end ? at + n : segment->end;
-            double part = 0;
-            if (begin < end) f->k->row_norms(1, end - begin, gradient + begin * f->k->size, end - begin, &part);
-            total += part;
-        }
-        f->squares[at / width] = total;
-    }
-}
-
-static double norm_of(const frame *f)
-{
-    double total = 0;
-    for (int64_t i = 0; i * norm_width(f->net) < f->net->parameter_count; i++) total += f->squares[i];
-    return __builtin_sqrt(total); /* one instruction */
-}
-
-/* Of rows [rows.begin, rows.end), all stages: gradient = their sums. */
-static void part_gradient(const frame *f, int64_t base, range rows, char *gradient, int t, fb_ahead *ahead)
-{
-    for (int64_t i = f->first_dense; i < f->net->stage_count; i++)
-        if (f->net->stages[i].w >= 0)
-            stage_gradient(f, i, base, rows, (range){0, weight_rows(&f->net->stages[i])}, 0, gradient, t, ahead);
-}
-
-/* Thread 0 has the first parts and adds each while it is in L1; the others leave theirs side by side. Then everyone adds
- * those to its share of `gradient`, whose largest magnitude is returned. */
-static uint64_t by_parts(const frame *f, int64_t base, int64_t rows, int add, char *gradient, int t, int threads)
-{
-    const fb_network *net = f->net;
-    const fb_kernels *k = f->k;
-    const int64_t stride = net->part_bytes / k->size;
-    const range mine = parameters_of(f, t, threads);
-    char *parts = f->arena + net->parts, *share_of_gradient = gradient + mine.begin * k->size;
-    uint64_t top = 0;
-    for (int64_t chunk = 0, n; chunk < rows; chunk += n) {
-        n = chunk_rows(net, rows - chunk);
-        const range own = chunk_share(f, rows, chunk, t, threads);
-        fb_ahead ahead = rows_ahead(f, base + rows, t, threads);
-        for (int64_t r = own.begin; r < own.end; r += FB_PART_ROWS) {
-            const range part = {r, r + FB_PART_ROWS < own.end ? r + FB_PART_ROWS : own.end};
-            if (r == 0 && !add) {
-                part_gradient(f, base, part, gradient, t, &ahead);
-            } else if (t == 0) {
-                part_gradient(f, base, part, parts, t, &ahead);
-                k->fold(net->parameter_count, 1, parts, stride, gradient);
-            } else {
-                part_gradient(f, base, part, parts + (r - chunk) / FB_PART_ROWS * net->part_bytes, t, &ahead);
-            }
-        }
-        fb_wait_for_all(threads);
-        const int64_t added = (chunk_share(f, rows, chunk, 0, threads).end - chunk + FB_PART_ROWS - 1) / FB_PART_ROWS;
-        const int64_t count = (n + FB_PART_ROWS - 1) / FB_PART_ROWS;
-        if (added < count)
-            top = k->fold(mine.end - mine.begin, count - added, parts + added * net->part_bytes + mine.begin * k->size,
-                          stride, share_of_gradient);
-        else top = k->peak(1, mine.end - mine.begin, share_of_gradient, 0);
-        if (chunk + n < rows) fb_wait_for_all(threads);
-    }
-    return top;
-}
-
-void fb_sum_gradient(const frame *f, int64_t base, int64_t rows, int add, char *gradient, int t, int threads)
-{
-    if (in_parts(f->net)) by_parts(f, base, rows, add, gradient, t, threads);
-    else by_weights(f, base, rows, add, gradient, t, threads);
-}
-
-int fb_holds_gradient(const fb_network *net) { return in_parts(net) || net->max_norm > 0 || net->norms; }
 
 static fb_slice slice_of(const frame *f, const char *gradient, range r)
 {
@@ -254,6 +143,156 @@ static void update_share(const frame *f, const char *gradient, double scale, dou
         f->k->update((int)segment->optimizer.rule, constants, scale * factor, slice_of(f, gradient, part));
     }
 }
+
+static void update_fused(const frame *f, int64_t base, int64_t rows, const moment *now, double scale, int t, int threads)
+{
+    const fb_network *net = f->net;
+    fb_ahead ahead = rows_ahead(f, base + rows, t, threads);
+    for (int64_t i = f->first_trained; i < net->stage_count; i++) {
+        const fb_stage *s = &net->stages[i];
+        if (s->gamma >= 0) {
+            const range columns = columns_of(s, t, threads);
+            char *gradient = f->arena + net->gradient;
+            norm_gradient(f, i, base, (range){0, rows}, rows, columns, 0, gradient);
+            for (int which = 0; which < 2; which++) {
+                const int64_t at = (which ? s->beta : s->gamma) / f->k->size;
+                update_share(f, gradient, scale, 1, now, (range){at + columns.begin, at + columns.end});
+            }
+        }
+        if (s->w < 0) continue;
+        const range mine = share(weight_rows(s), f->k->tile_rows, t, threads);
+        const fb_segment *w = segment_at(net, s->w), *b = s->b >= 0 ? segment_at(net, s->b) : w;
+        if (w == b) {
+            update_rows(f, i, base, rows, mine, w, now, scale, t, &ahead);
+            continue;
+        }
+        const int64_t inputs = s->inputs; /* the bias is the row behind */
+        update_rows(f, i, base, rows, (range){mine.begin, mine.end < inputs ? mine.end : inputs}, w, now, scale, t, &ahead);
+        update_rows(f, i, base, rows, (range){mine.begin > inputs ? mine.begin : inputs, mine.end}, b, now, scale, t,
+                    &ahead);
+    }
+}
+
+/* Of rows [rows.begin, rows.end) and rows [begin, end) of the weights of stage i: gradient = or, with `add`, +=. */
+static void stage_gradient(const frame *f, int64_t i, int64_t base, range rows, range weights, int add, char *gradient,
+                           int t, fb_ahead *ahead)
+{
+    const fb_stage *s = &f->net->stages[i];
+    int64_t ld;
+    const char *x = fb_stage_input(f, f->arena, i, base, rows.begin, &ld);
+    if (weights.begin < weights.end)
+        f->k->dense_backward_weights(rows.end - rows.begin, s->inputs, s->outputs, x, ld,
+                                     f->arena + s->dz + rows.begin * s->out_ld * f->k->size, s->out_ld, weights.begin,
+                                     weights.end, add, gradient + s->w, s->b >= 0 ? gradient + s->b : NULL,
+                                     scratch_of(f, t), ahead);
+}
+
+static void by_weights(const frame *f, int64_t base, int64_t rows, int add, char *gradient, int t, int threads)
+{
+    fb_ahead ahead = rows_ahead(f, base + rows, t, threads);
+    for (int64_t i = f->first_trained; i < f->net->stage_count; i++) {
+        const fb_stage *s = &f->net->stages[i];
+        if (s->gamma >= 0)
+            norm_gradient(f, i, base, (range){0, rows}, rows, columns_of(s, t, threads), add, gradient);
+        if (s->w < 0) continue;
+        stage_gradient(f, i, base, (range){0, rows}, share(weight_rows(s), f->k->tile_rows, t, threads), add, gradient,
+                       t, &ahead);
+    }
+}
+
+/* Parameters of a stretch whose squares are summed apart. */
+static int64_t norm_width(const fb_network *net)
+{
+    const int64_t part = (net->parameter_count + FB_NORM_PARTS - 1) / FB_NORM_PARTS;
+    return (part + 15) / 16 * 16;
+}
+
+static range parameters_of(const frame *f, int t, int threads)
+{
+    return share(f->net->parameter_count, f->net->max_norm > 0 ? norm_width(f->net) : 16, t, threads);
+}
+
+/* Of the stretches in a thread's share, from the last one down: it was written last, and the update begins with the first,
+ * so that each finds some of what it reads in the cache. Frozen parameters are in no segment and do not count. */
+static void sum_squares(const frame *f, const char *gradient, range mine)
+{
+    const int64_t width = norm_width(f->net);
+    for (int64_t i = (mine.end - mine.begin + width - 1) / width - 1; i >= 0; i--) {
+        const int64_t at = mine.begin + i * width, n = mine.end - at < width ? mine.end - at : width;
+        double total = 0;
+        for (int64_t s = 0; s < f->net->segment_count; s++) {
+            const fb_segment *segment = &f->net->segments[s];
+            const int64_t begin = at > segment->begin ? at : segment->begin;
+            const int64_t end = at + n < segment->end ? at + n : segment->end;
+            double part = 0;
+            if (begin < end) f->k->row_norms(1, end - begin, gradient + begin * f->k->size, end - begin, &part);
+            total += part;
+        }
+        f->squares[at / width] = total;
+    }
+}
+
+static double norm_of(const frame *f)
+{
+    double total = 0;
+    for (int64_t i = 0; i * norm_width(f->net) < f->net->parameter_count; i++) total += f->squares[i];
+    return __builtin_sqrt(total); /* one instruction */
+}
+
+/* Of rows [rows.begin, rows.end), all stages: gradient = their sums. */
+static void part_gradient(const frame *f, int64_t base, range rows, int64_t batch, char *gradient, int t, fb_ahead *ahead)
+{
+    for (int64_t i = f->first_trained; i < f->net->stage_count; i++) {
+        const fb_stage *s = &f->net->stages[i];
+        if (s->gamma >= 0) norm_gradient(f, i, base, rows, batch, (range){0, s->outputs}, 0, gradient);
+        if (s->w >= 0) stage_gradient(f, i, base, rows, (range){0, weight_rows(s)}, 0, gradient, t, ahead);
+    }
+}
+
+/* Thread 0 has the first parts and adds each while it is in L1; the others leave theirs side by side. Then everyone adds
+ * those to its share of `gradient`, whose largest magnitude is returned. */
+static uint64_t by_parts(const frame *f, int64_t base, int64_t rows, int add, char *gradient, int t, int threads)
+{
+    const fb_network *net = f->net;
+    const fb_kernels *k = f->k;
+    const int64_t stride = net->part_bytes / k->size;
+    const range mine = parameters_of(f, t, threads);
+    char *parts = f->arena + net->parts, *share_of_gradient = gradient + mine.begin * k->size;
+    uint64_t top = 0;
+    for (int64_t chunk = 0, n; chunk < rows; chunk += n) {
+        n = chunk_rows(net, rows - chunk);
+        const range own = chunk_share(f, rows, chunk, t, threads);
+        fb_ahead ahead = rows_ahead(f, base + rows, t, threads);
+        for (int64_t r = own.begin; r < own.end; r += FB_PART_ROWS) {
+            const range part = {r, r + FB_PART_ROWS < own.end ? r + FB_PART_ROWS : own.end};
+            if (r == 0 && !add) {
+                part_gradient(f, base, part, rows, gradient, t, &ahead);
+            } else if (t == 0) {
+                part_gradient(f, base, part, rows, parts, t, &ahead);
+                k->fold(net->parameter_count, 1, parts, stride, gradient);
+            } else {
+                part_gradient(f, base, part, rows, parts + (r - chunk) / FB_PART_ROWS * net->part_bytes, t, &ahead);
+            }
+        }
+        fb_wait_for_all(threads);
+        const int64_t added = (chunk_share(f, rows, chunk, 0, threads).end - chunk + FB_PART_ROWS - 1) / FB_PART_ROWS;
+        const int64_t count = (n + FB_PART_ROWS - 1) / FB_PART_ROWS;
+        if (added < count)
+            top = k->fold(mine.end - mine.begin, count - added, parts + added * net->part_bytes + mine.begin * k->size,
+                          stride, share_of_gradient);
+        else top = k->peak(1, mine.end - mine.begin, share_of_gradient, 0);
+        if (chunk + n < rows) fb_wait_for_all(threads);
+    }
+    return top;
+}
+
+void fb_sum_gradient(const frame *f, int64_t base, int64_t rows, int add, char *gradient, int t, int threads)
+{
+    if (in_parts(f->net)) by_parts(f, base, rows, add, gradient, t, threads);
+    else by_weights(f, base, rows, add, gradient, t, threads);
+}
+
+int fb_holds_gradient(const fb_network *net) { return in_parts(net) || net->max_norm > 0 || net->norms; }
 
 int fb_loss_is_bad(const frame *f, int threads)
 {
@@ -327,6 +366,7 @@ static double scale_of(const frame *f, int64_t rows)
 static int apply_parts(frame *f, int64_t base, int64_t rows, const moment *now, int t, int threads)
 {
     char *gradient = f->arena + f->net->gradient;
+    if (f->coupled) fb_wait_for_all(threads); /* the rows of phase A are others */
     const uint64_t top = by_parts(f, base, rows, 0, gradient, t, threads); /* and a barrier */
     if (fb_loss_is_bad(f, threads)) return FB_LOSS_NOT_FINITE;
     const double scale = scale_of(f, rows);

@@ -1,4 +1,5 @@
-/* Phase A, by batch rows: gather, forward, loss, deltas. Rows are independent, so there is no barrier between stages. */
+/* Phase A, by batch rows: gather, forward, loss, deltas. Rows are independent, so there is no barrier between stages;
+ * but for norms over rows, whose statistics are shared out by columns between two barriers. */
 #include "frame.h"
 
 #include <string.h>
@@ -6,7 +7,8 @@
 frame fb_frame(const fb_network *net, char *arena, const fb_feed *feed)
 {
     frame f = {.net = net, .k = net->kernels, .feed = feed, .arena = arena, .training = 1};
-    while (net->stages[f.first_dense].w < 0) f.first_dense++;
+    while (net->stages[f.first_trained].w < 0 && net->stages[f.first_trained].gamma < 0) f.first_trained++;
+    for (int64_t i = 0; i < net->stage_count; i++) f.coupled |= net->stages[i].mean >= 0;
     return f;
 }
 
@@ -35,7 +37,64 @@ static inline void fetch(const frame *f, char *arena, int64_t base, range rows, 
         f->k->noise(n, s->inputs, x, s->x_ld, f->net->seed, update, f->first_row + rows.begin, feed->input->noise);
 }
 
-void fb_rows_forward(const frame *f, char *arena, int64_t base, range rows, uint32_t update)
+const char *fb_norm_input(const frame *f, const char *arena, int64_t k, int64_t base, int64_t r, int64_t *ld)
+{
+    const fb_stage *s = &f->net->stages[k];
+    if (s->u < 0) return fb_stage_input(f, arena, k, base, r, ld);
+    *ld = s->out_ld;
+    return arena + s->u + r * s->out_ld * f->k->size;
+}
+
+/* Thread c.t's columns, over all rows of the batch, group by group. */
+static void batch_moments(const frame *f, int64_t i, int64_t base, crew c)
+{
+    const fb_stage *s = &f->net->stages[i];
+    const range mine = columns_of(s, c.t, c.threads);
+    for (piece at = {{0, 0}, 0, 0}; at.at.end < c.batch;) {
+        at = group_at(s, c.batch, at.at.end, c.batch);
+        int64_t ld;
+        const char *x = fb_norm_input(f, f->arena, i, base, at.at.begin, &ld);
+        char *var = group_stats(f, s, at.group, STATS_VAR), *factor = group_stats(f, s, at.group, STATS_FACTOR);
+        const int64_t skip = mine.begin * f->k->size;
+        f->k->norm_moments(at.group_rows, mine.begin, mine.end, x, ld, group_stats(f, s, at.group, STATS_MEAN), var);
+        f->k->norm_factors(mine.end - mine.begin, var + skip, s->eps, factor + skip);
+    }
+}
+
+static void norm_forward(const frame *f, char *arena, int64_t i, int64_t base, range rows, crew c)
+{
+    const fb_network *net = f->net;
+    const fb_kernels *k = f->k;
+    const fb_stage *s = &net->stages[i];
+    const char *gamma = net->parameters + s->gamma, *beta = net->parameters + s->beta;
+    char *z = arena + s->z + rows.begin * s->out_ld * k->size;
+    int64_t ld;
+    const char *u = fb_norm_input(f, arena, i, base, rows.begin, &ld);
+    if (s->mean < 0) {
+        char *stats = s->stats >= 0 ? arena + s->stats + rows.begin * 2 * k->size : NULL;
+        k->norm_rows(rows.end - rows.begin, s->outputs, u, ld, s->eps, gamma, beta, stats, z, s->out_ld);
+        return;
+    }
+    if (!f->training) {
+        char *factor = arena + s->stats;
+        k->norm_factors(s->outputs, net->buffers + s->var, s->eps, factor);
+        k->norm_columns(rows.end - rows.begin, s->outputs, u, ld, net->buffers + s->mean, factor, gamma, beta, z,
+                        s->out_ld);
+        return;
+    }
+    fb_wait_for_all(c.threads);
+    batch_moments(f, i, base, c);
+    fb_wait_for_all(c.threads);
+    for (piece at = {{0, rows.begin}, 0, 0}; at.at.end < rows.end;) {
+        at = group_at(s, c.batch, at.at.end, rows.end);
+        u = fb_norm_input(f, arena, i, base, at.at.begin, &ld);
+        k->norm_columns(at.at.end - at.at.begin, s->outputs, u, ld, group_stats(f, s, at.group, STATS_MEAN),
+                        group_stats(f, s, at.group, STATS_FACTOR), gamma, beta,
+                        arena + s->z + at.at.begin * s->out_ld * k->size, s->out_ld);
+    }
+}
+
+void fb_rows_forward(const frame *f, char *arena, int64_t base, range rows, crew c, uint32_t update)
 {
     const fb_network *net = f->net;
     const fb_kernels *k = f->k;
@@ -48,11 +107,15 @@ void fb_rows_forward(const frame *f, char *arena, int64_t base, range rows, uint
         char *a = arena + s->a + skip, *out = arena + s->out + skip;
         int64_t ld;
         const char *x = fb_stage_input(f, arena, i, base, rows.begin, &ld);
+        const int normed = s->gamma >= 0;
         if (s->w >= 0)
             k->dense_forward(n, s->inputs, s->outputs, x, ld, net->parameters + s->w,
-                             s->b >= 0 ? net->parameters + s->b : NULL, (int)s->activation, arena + s->z + skip, a,
-                             s->out_ld);
-        else
+                             s->b >= 0 ? net->parameters + s->b : NULL, (int)s->product_activation,
+                             arena + (normed ? s->u : s->z) + skip, normed ? arena + s->u + skip : a, s->out_ld);
+        if (normed) {
+            norm_forward(f, arena, i, base, rows, c);
+            k->activate((int)s->activation, n, s->out_ld, arena + s->z + skip, s->out_ld, a, s->out_ld);
+        } else if (s->w < 0)
             k->activate((int)s->activation, n, s->outputs, x, ld, a, s->out_ld);
         if (f->training && s->threshold < 256)
             k->dropout(n, s->outputs, a, out, s->out_ld, net->seed, update, (uint32_t)s->layer,
@@ -105,27 +168,90 @@ void fb_rows_loss(const frame *f, int64_t base, range rows, double unit)
     else
         k->gather(n, s->outputs, feed->y + start * feed->y_stride, feed->y_stride, index, y, s->out_ld);
     double *row_loss = (double *)(f->arena + net->row_loss) + rows.begin;
-    k->loss(&net->loss, n, s->outputs, f->arena + s->out + skip, s->out_ld, y, s->out_ld, weight, f->arena + s->dz + skip,
+    k->loss(&net->loss, n, s->outputs, f->arena + s->out + skip, s->out_ld, y, s->out_ld, weight, f->arena + s->dy + skip,
             s->out_ld, row_loss);
 }
 
-void fb_rows_backward(const frame *f, range rows, uint32_t update)
+static void batch_sums(const frame *f, int64_t i, int64_t base, crew c)
+{
+    const fb_stage *s = &f->net->stages[i];
+    const range mine = columns_of(s, c.t, c.threads);
+    for (piece at = {{0, 0}, 0, 0}; at.at.end < c.batch;) {
+        at = group_at(s, c.batch, at.at.end, c.batch);
+        int64_t ld;
+        const char *u = fb_norm_input(f, f->arena, i, base, at.at.begin, &ld);
+        f->k->norm_columns_sums(at.group_rows, mine.begin, mine.end, u, ld, group_stats(f, s, at.group, STATS_MEAN),
+                                group_stats(f, s, at.group, STATS_FACTOR),
+                                f->arena + s->dy + at.at.begin * s->out_ld * f->k->size, s->out_ld, 0,
+                                group_stats(f, s, at.group, STATS_ALONG), group_stats(f, s, at.group, STATS_SUM));
+    }
+}
+
+/* dz from dy. */
+static void norm_backward(const frame *f, int64_t i, int64_t base, range rows, crew c)
+{
+    const fb_kernels *k = f->k;
+    const fb_stage *s = &f->net->stages[i];
+    const char *gamma = f->net->parameters + s->gamma;
+    int64_t ld;
+    const char *u = fb_norm_input(f, f->arena, i, base, rows.begin, &ld);
+    if (s->mean < 0) {
+        const int64_t skip = rows.begin * s->out_ld * k->size;
+        k->norm_rows_backward(rows.end - rows.begin, s->outputs, u, ld, f->arena + s->stats + rows.begin * 2 * k->size,
+                              gamma, f->arena + s->dy + skip, s->out_ld, f->arena + s->dz + skip, s->out_ld);
+        return;
+    }
+    fb_wait_for_all(c.threads);
+    batch_sums(f, i, base, c);
+    fb_wait_for_all(c.threads);
+    for (piece at = {{0, rows.begin}, 0, 0}; at.at.end < rows.end;) {
+        at = group_at(s, c.batch, at.at.end, rows.end);
+        const int64_t skip = at.at.begin * s->out_ld * k->size;
+        u = fb_norm_input(f, f->arena, i, base, at.at.begin, &ld);
+        k->norm_columns_backward(at.at.end - at.at.begin, s->outputs, u, ld, group_stats(f, s, at.group, STATS_MEAN),
+                                 group_stats(f, s, at.group, STATS_FACTOR), gamma, at.group_rows,
+                                 group_stats(f, s, at.group, STATS_ALONG), group_stats(f, s, at.group, STATS_SUM),
+                                 f->arena + s->dy + skip, s->out_ld, f->arena + s->dz + skip, s->out_ld);
+    }
+}
+
+/* Groups of a single row have no variance and are passed over. */
+void fb_move_running(const frame *f, crew c, char *running)
+{
+    for (int64_t i = 0; f->coupled && i < f->net->stage_count; i++) { /* also of frozen layers */
+        const fb_stage *s = &f->net->stages[i];
+        if (s->mean < 0) continue;
+        const range mine = columns_of(s, c.t, c.threads);
+        for (piece at = {{0, 0}, 0, 0}; at.at.end < c.batch;) {
+            at = group_at(s, c.batch, at.at.end, c.batch);
+            if (at.group_rows < 2) continue;
+            const double unbiased = (double)at.group_rows / (double)(at.group_rows - 1);
+            f->k->norm_running(mine.begin, mine.end, group_stats(f, s, at.group, STATS_MEAN), 1, s->momentum,
+                               running + s->mean);
+            f->k->norm_running(mine.begin, mine.end, group_stats(f, s, at.group, STATS_VAR), unbiased, s->momentum,
+                               running + s->var);
+        }
+    }
+}
+
+void fb_rows_backward(const frame *f, int64_t base, range rows, crew c, uint32_t update)
 {
     const fb_network *net = f->net;
     const fb_kernels *k = f->k;
     const int64_t n = rows.end - rows.begin;
-    for (int64_t i = net->stage_count - 1; i >= f->first_dense; i--) { /* nothing where all layers are frozen */
+    for (int64_t i = net->stage_count - 1; i >= f->first_trained; i--) { /* nothing where all layers are frozen */
         const fb_stage *s = &net->stages[i];
         const int64_t skip = rows.begin * s->out_ld * k->size;
-        char *dz = f->arena + s->dz + skip;
+        char *dy = f->arena + s->dy + skip, *dz = f->arena + s->dz + skip;
         if (s->threshold < 256)
-            k->dropout(n, s->outputs, dz, dz, s->out_ld, net->seed, update, (uint32_t)s->layer,
+            k->dropout(n, s->outputs, dy, dy, s->out_ld, net->seed, update, (uint32_t)s->layer,
                        f->first_row + rows.begin, s->threshold);
         /* padding counts as data here, rows become one stretch: it holds numbers that nobody reads */
-        if (s->saved >= 0) k->slope((int)s->activation, n, s->out_ld, f->arena + s->saved + skip, dz, s->out_ld);
-        if (i == f->first_dense) return;
+        if (s->saved >= 0) k->slope((int)s->activation, n, s->out_ld, f->arena + s->saved + skip, dy, s->out_ld);
+        if (s->gamma >= 0 && (s->w >= 0 || i > f->first_trained)) norm_backward(f, i, base, rows, c);
+        if (i == f->first_trained) return;
         const fb_stage *below = s - 1;
-        char *dx = f->arena + below->dz + rows.begin * below->out_ld * k->size;
+        char *dx = f->arena + below->dy + rows.begin * below->out_ld * k->size;
         if (s->w >= 0)
             k->dense_backward_rows(n, s->inputs, s->outputs, dz, s->out_ld, net->parameters + s->w, dx, below->out_ld);
         else
@@ -133,22 +259,45 @@ void fb_rows_backward(const frame *f, range rows, uint32_t update)
     }
 }
 
+/* |dgamma| <= rows max|dy| max|normal|, and |normal| <= sqrt(terms of a variance) as long as no difference overflows. */
+static double norm_bound(const frame *f, int64_t i, int64_t base, range rows, int64_t batch)
+{
+    const fb_kernels *k = f->k;
+    const fb_stage *s = &f->net->stages[i];
+    const int64_t n = rows.end - rows.begin;
+    int64_t ld;
+    const char *u = fb_norm_input(f, f->arena, i, base, rows.begin, &ld);
+    const double top = k->peak_value(k->peak(n, s->outputs, u, ld));
+    const int64_t groups = s->ghost ? (batch + s->ghost - 1) / s->ghost : 1;
+    const double stats = k->peak_value(s->mean < 0
+                                           ? k->peak(n, 2, f->arena + s->stats + rows.begin * 2 * k->size, 2)
+                                           : k->peak(groups * FB_STATS, s->outputs, f->arena + s->stats, s->out_ld));
+    if (!(top <= k->limit / 4 && stats <= k->limit)) return __builtin_inf();
+    const double pd = k->peak_value(k->peak(n, s->outputs, f->arena + s->dy + rows.begin * s->out_ld * k->size, s->out_ld));
+    return (double)n * __builtin_sqrt((double)(s->mean < 0 ? s->outputs : batch)) * pd;
+}
+
+static double larger(double most, double bound) /* a NaN comes in and stays */
+{
+    return most == most && !(bound <= most) ? bound : most;
+}
+
 /* |sum_b x dz| <= rows max|x| max|dz| for every dw of every stage, and the same with x = 1 for db. */
-double fb_rows_bound(const frame *f, int64_t base, range rows)
+double fb_rows_bound(const frame *f, int64_t base, range rows, int64_t batch)
 {
     const fb_kernels *k = f->k;
     const int64_t n = rows.end - rows.begin;
     double most = 0;
-    for (int64_t i = f->first_dense; i < f->net->stage_count && n; i++) {
+    for (int64_t i = f->first_trained; i < f->net->stage_count && n; i++) {
         const fb_stage *s = &f->net->stages[i];
+        if (s->gamma >= 0) most = larger(most, norm_bound(f, i, base, rows, batch));
         if (s->w < 0) continue;
         int64_t ld;
         const char *x = fb_stage_input(f, f->arena, i, base, rows.begin, &ld);
         const int padded = i > 0 || in_arena(f->feed); /* with zeros or what an activation makes of zero */
         double px = k->peak_value(k->peak(n, padded ? ld : s->inputs, x, ld));
         double pd = k->peak_value(k->peak(n, s->out_ld, f->arena + s->dz + rows.begin * s->out_ld * k->size, s->out_ld));
-        double bound = (double)n * (px < 1 ? 1 : px) * pd;
-        if (most == most && !(bound <= most)) most = bound; /* a NaN comes in and stays */
+        most = larger(most, (double)n * (px < 1 ? 1 : px) * pd);
     }
     return most;
 }
@@ -186,8 +335,19 @@ void fb_rows_per_sample(const frame *f, range rows)
     const size_t bytes = (size_t)n * sizeof(double);
     if (ask->loss) memcpy(ask->loss + rows.begin, (double *)(f->arena + net->row_loss) + rows.begin, bytes);
     if (ask->weight) memcpy(ask->weight + rows.begin, (double *)(f->arena + net->row_share) + rows.begin, bytes);
-    for (int64_t i = f->first_dense, layer = 0; i < net->stage_count; i++) {
+    if (ask->norm_norms) memset(ask->norm_norms + rows.begin, 0, bytes);
+    for (int64_t i = f->first_trained, layer = 0; i < net->stage_count; i++) {
         const fb_stage *s = &net->stages[i];
+        if (s->gamma >= 0 && ask->norm_norms) {
+            int64_t ld;
+            const char *u = fb_norm_input(f, f->arena, i, 0, rows.begin, &ld);
+            k->norm_rows_norms(n, s->outputs, u, ld, f->arena + s->stats + rows.begin * 2 * k->size,
+                               f->arena + s->dy + rows.begin * s->out_ld * k->size, s->out_ld,
+                               ask->norm_norms + rows.begin);
+        }
+        if (s->gamma >= 0 && ask->scale)
+            k->scale_rows(n, s->outputs, f->arena + s->dy + rows.begin * s->out_ld * k->size, s->out_ld,
+                          (const char *)ask->scale + rows.begin * k->size);
         if (s->w < 0) continue;
         int64_t ld;
         const char *x = fb_stage_input(f, f->arena, i, 0, rows.begin, &ld);

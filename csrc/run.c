@@ -4,6 +4,7 @@
 #include "frame.h"
 #include "simd/fpmode.h"
 
+#include <string.h>
 #include <time.h>
 
 static int64_t now_ns(void)
@@ -18,35 +19,41 @@ static void prepare_rows(const frame *f, int64_t base, int64_t rows, double unit
                          int threads)
 {
     lane *own = &f->lanes[t];
-    for (int64_t chunk = 0; chunk < rows; chunk += chunk_rows(f->net, rows)) {
-        const range mine = chunk_share(f, rows, chunk, t, threads);
-        fb_rows_forward(f, f->arena, base, mine, update);
+    const crew c = {rows, t, threads};
+    for (int64_t chunk = 0; chunk < rows; chunk += pass_rows(f, rows)) {
+        const range mine = pass_share(f, rows, chunk, t, threads);
+        fb_rows_forward(f, f->arena, base, mine, c, update);
         fb_rows_loss(f, base, mine, unit);
-        fb_rows_backward(f, mine, update);
+        fb_rows_backward(f, base, mine, c, update);
         own->loss_bad |= !fb_rows_are_finite(f, mine);
-        if (bounded) own->bound = fb_rows_bound(f, base, mine);
+        if (bounded) own->bound = fb_rows_bound(f, base, mine, rows);
     }
 }
 
 /* A step whose rows are not in the arena all at once: the sums of its pieces, in the order of the rows, are added in
- * memory, and one total weight divides them. */
+ * memory, and one total weight divides them. Running statistics move in a copy, which the update makes the buffers. */
 static int step_in_pieces(frame *shared, int64_t base, int64_t rows, double unit, uint32_t update, const moment *now,
                           int t, int threads, fb_sums *sums)
 {
     frame f = *shared; /* first_row is of this thread: another may be in the piece before */
-    char *gradient = f.arena + f.net->gradient;
+    char *gradient = f.arena + f.net->gradient, *running = f.arena + f.net->running;
+    const size_t buffers = (size_t)(f.net->buffer_count * f.k->size);
+    if (t == 0) memcpy(running, f.net->buffers, buffers); /* before the first barrier, behind which it moves */
     for (int64_t at = 0, n; at < rows; at += n) {
         n = rows - at < f.feed->piece ? rows - at : f.feed->piece;
         f.first_row = at;
         prepare_rows(&f, base + at, n, unit, 0, update, t, threads);
         fb_wait_for_all(threads);
         fb_sum_gradient(&f, base + at, n, at > 0, gradient, t, threads);
+        fb_move_running(&f, (crew){n, t, threads}, running);
         if (t == 0) sums->loss = fb_total_loss(&f, n, sums->loss);
         sums->weight = fb_total_weight(&f, n, sums->weight);
         fb_wait_for_all(threads);
     }
     if (fb_loss_is_bad(&f, threads)) return FB_LOSS_NOT_FINITE;
-    return fb_apply_gradient(shared, gradient, sums->weight > 0 ? 1 / sums->weight : 0, now, t, threads);
+    const int status = fb_apply_gradient(shared, gradient, sums->weight > 0 ? 1 / sums->weight : 0, now, t, threads);
+    if (t == 0 && status == FB_OK) memcpy(f.net->buffers, running, buffers);
+    return status;
 }
 
 static void run(void *context, int t, int threads)
@@ -73,6 +80,7 @@ static void run(void *context, int t, int threads)
         } else {
             status = step_in_pieces(f, base, rows, unit, update, &now, t, threads, &sums);
         }
+        if (whole && status == FB_OK) fb_move_running(f, (crew){rows, t, threads}, net->buffers);
         if (t == 0) {
             const double loss = whole ? fb_total_loss(f, rows, 0) : sums.loss;
             const double weight = whole ? fb_total_weight(f, rows, 0) : sums.weight;
@@ -104,7 +112,7 @@ fb_outcome fb_run(const fb_network *net, char *arena, const fb_feed *feed, int64
     double squares[FB_NORM_PARTS];
     frame f = fb_frame(net, arena, feed);
     f.lanes = lanes;
-    if (!in_parts(net)) f.first_dense = fb_first_trained(net); /* parts are summed and looked at whole */
+    if (!in_parts(net)) f.first_trained = fb_first_trained(net); /* parts are summed and looked at whole */
     f.squares = squares;
     f.outcome.next = first;
     f.sums = *sums;

@@ -15,7 +15,7 @@ from .errors import (
     ShapeError,
 )
 from .errors import did_you_mean as _did_you_mean
-from .layers import Activation, Dense, Dropout
+from .layers import Activation, BatchNorm, Dense, Dropout, LayerNorm
 from .model import MLP, Sequential, load
 from .ops import losses
 from .ops.optimizers import LAMB, LARS, SGD, Adagrad, Adam, AdamW, Lion, NAdam, RMSprop
@@ -52,6 +52,7 @@ __all__ = [
     "AdamW",
     "ArgumentError",
     "BackendError",
+    "BatchNorm",
     "BusyError",
     "CSVLogger",
     "Callback",
@@ -65,6 +66,7 @@ __all__ = [
     "FastbatchError",
     "History",
     "LambdaCallback",
+    "LayerNorm",
     "Lion",
     "ModelCheckpoint",
     "NAdam",

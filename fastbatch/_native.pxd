@@ -55,6 +55,8 @@ cdef extern from "fastbatch.h" nogil:
         char *parameters
         int64_t parameter_count
         char *slots
+        char *buffers
+        int64_t buffer_count
         int64_t *steps
         uint64_t seed
         fb_loss loss
@@ -62,7 +64,7 @@ cdef extern from "fastbatch.h" nogil:
         int64_t segment_count
         int uniform
         double *norms
-        int64_t y, row_loss, row_weight, row_share, gradient, scratch, scratch_bytes, parts, part_bytes
+        int64_t y, row_loss, row_weight, row_share, gradient, running, scratch, scratch_bytes, parts, part_bytes
         double max_norm, clip_value
     ctypedef struct fb_input:
         int kind
@@ -89,6 +91,7 @@ cdef extern from "fastbatch.h" nogil:
         double *input_norms
         double *delta_norms
         int64_t input_stride, delta_stride
+        double *norm_norms
         const void *scale
     ctypedef struct fb_outcome:
         int64_t next
@@ -110,15 +113,15 @@ cdef extern from "fastbatch.h" nogil:
                       fb_tuner *, fb_sums *)
     fb_sums fb_accumulate(const fb_network *, char *, const fb_feed *, int64_t, char *, int, fb_sums,
                           const fb_per_sample *)
-    void fb_forward(const fb_network *, char *, const fb_feed *, int64_t, int)
+    void fb_forward(const fb_network *, char *, const fb_feed *, int64_t, int, char *)
     void fb_backward(const fb_network *, char *, const fb_feed *, int64_t, const char *, int64_t, char *, int)
-    int fb_update(const fb_network *, const char *, double, double, int)
+    int fb_update(const fb_network *, const char *, double, double, int, const char *)
     void fb_predict(const fb_network *, char *, int64_t, int64_t, const fb_feed *, int)
     double fb_measure_peak(const fb_kernels *, int, int64_t)
     double fb_measure_barrier(int, int64_t)
     void fb_permutation(const fb_kernels *, int64_t, uint64_t, unsigned int, int64_t, int64_t, int64_t *)
     int FB_OK, FB_LOSS_NOT_FINITE, FB_GRADIENT_NOT_FINITE, FB_BLOCK_ROWS, FB_BLOCK_COLUMNS, FB_BLOCK_DEPTH
-    int FB_PARTS, FB_PART_ROWS, FB_MAX_HYPER, FB_NORM_BLOCK
+    int FB_PARTS, FB_PART_ROWS, FB_MAX_HYPER, FB_NORM_BLOCK, FB_STATS
 
 
 cdef extern from "simd/fpmode.h" nogil:

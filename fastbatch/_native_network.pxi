@@ -87,9 +87,10 @@ cdef class Network:
     cdef readonly int threads_used
     cdef int threads  # that the arena has scratch for
 
-    def __init__(self, str target, parameters, slots, steps, uint64_t seed, int loss, double loss_parameter, per_output,
-                 segments, bint uniform, norms, int64_t inputs, int64_t outputs, str targets, double flops_per_row,
-                 double flops_per_step, allowed, limit, Lock lock, double max_norm, double clip_value):
+    def __init__(self, str target, parameters, slots, buffers, steps, uint64_t seed, int loss, double loss_parameter,
+                 per_output, segments, bint uniform, norms, int64_t inputs, int64_t outputs, str targets,
+                 double flops_per_row, double flops_per_step, allowed, limit, Lock lock, double max_norm,
+                 double clip_value):
         """`targets` is what the loss takes, or "masked" for labels that the fast path leaves alone.
 
         ``allowed(limit, flops)`` is the number of threads for a piece of work.
@@ -97,7 +98,7 @@ cdef class Network:
         A step costs flops_per_row for each of its rows, and flops_per_step whatever their number. `max_norm` and
         `clip_value` are 0 where nothing is clipped.
         """
-        self.held = (parameters, slots, steps, per_output, segments, norms)
+        self.held = (parameters, slots, buffers, steps, per_output, segments, norms)
         self.as_it_lies.kind = _ROWS_OF_SOURCES[parameters.dtype.str[1:]]
         self.as_it_lies.size = self.as_it_lies.step = parameters.itemsize
         self.as_it_lies.scale = self.as_it_lies.shift = NULL
@@ -109,6 +110,8 @@ cdef class Network:
         self.net.parameters = _data(parameters)
         self.net.parameter_count = len(parameters)
         self.net.slots = _data(slots)
+        self.net.buffers = _data(buffers)
+        self.net.buffer_count = len(buffers)
         self.net.steps = <int64_t *>_data(steps)
         self.net.seed = seed
         self.net.loss = _loss(loss, loss_parameter, per_output)
@@ -141,7 +144,7 @@ cdef class Network:
         self.net.stages = <const fb_stage *>_data(arena.stages)
         self.net.stage_count = len(arena.stages)
         self.net.y, self.net.row_loss, self.net.row_weight = arena.y, arena.row_loss, arena.row_weight
-        self.net.row_share, self.net.gradient = arena.row_share, arena.gradient
+        self.net.row_share, self.net.gradient, self.net.running = arena.row_share, arena.gradient, arena.running
         self.net.scratch, self.net.scratch_bytes = arena.scratch, arena.scratch_bytes
         self.net.parts, self.net.part_bytes = arena.parts, arena.part_bytes
         self.threads = arena.threads
@@ -217,6 +220,7 @@ cdef class Network:
             samples.delta_norms = <double *>_data(rows.delta_norms)
             samples.input_stride = _stride(rows.input_norms) // <int64_t>sizeof(double)
             samples.delta_stride = _stride(rows.delta_norms) // <int64_t>sizeof(double)
+            samples.norm_norms = <double *>_data(rows.norm_norms)
             samples.scale = _data(rows.scale)
             asked = &samples
         sums.loss = loss
@@ -226,11 +230,12 @@ cdef class Network:
             sums = fb_accumulate(&self.net, self.arena, &feed, first_row, g, threads, sums, asked)
         return sums.loss, sums.weight
 
-    def forward(self, x, int64_t first_row, outputs, int threads):
+    def forward(self, x, int64_t first_row, outputs, int threads, running):
         cdef fb_input input
         cdef fb_feed feed = self.feed(x, None, None, None, len(x), len(x), outputs, &input)
+        cdef address moved = _data(running)
         with nogil:
-            fb_forward(&self.net, self.arena, &feed, first_row, threads)
+            fb_forward(&self.net, self.arena, &feed, first_row, threads, moved)
 
     def backward(self, x, int64_t first_row, dz, gradient, int threads):
         cdef fb_input input
@@ -240,11 +245,12 @@ cdef class Network:
         with nogil:
             fb_backward(&self.net, self.arena, &feed, first_row, d, stride, g, threads)
 
-    def update(self, gradient, double scale, double lr, int threads):
-        cdef address g = _data(gradient)
+    def update(self, gradient, double scale, double lr, int threads, running):
+        """`running` is what the buffers become, or None."""
+        cdef address g = _data(gradient), moved = _data(running)
         cdef int status
         with nogil:
-            status = fb_update(&self.net, g, scale, lr, threads)
+            status = fb_update(&self.net, g, scale, lr, threads, moved)
         return status
 
     def predict(self, x, outputs, arenas, int threads):

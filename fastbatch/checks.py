@@ -385,6 +385,13 @@ def limit(where: str, value) -> float | None:
     return float(value)
 
 
+def positive(where: str, value) -> float:
+    """A finite number >= 1e-30: float32 holds it, and one over its root."""
+    if number(where, value) < 1e-30:
+        raise ArgumentError(f"{where}: expected a number > 0, at least 1e-30; got {value!r}")
+    return float(value)
+
+
 def fraction(where: str, value) -> float:
     """A number in [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < 1:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from . import checks, ops
-from .errors import named_fields
+from .errors import ArgumentError, named_fields
 
-__all__ = ["LAYERS", "Activation", "Dense", "Dropout", "Layer"]
+__all__ = [
+    "BUFFERED", "LAYERS", "NAMES", "Activation", "BatchNorm", "Dense", "Dropout", "Layer", "LayerNorm", "Tensor",
+    "layout",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,4 +89,107 @@ class Dropout(Layer):
         object.__setattr__(self, "rate", checks.fraction("Dropout(rate=)", self.rate))
 
 
-LAYERS: dict[str, type[Layer]] = {cls.__name__: cls for cls in (Dense, Activation, Dropout)}
+@named_fields
+@dataclass(frozen=True)
+class LayerNorm(Layer):
+    """Each row to mean 0 and variance 1 over its units, then ``gamma * x + beta`` with gamma, beta (O,); as torch's.
+
+    Parameters
+    ----------
+    eps : float, default 1e-5
+        Added to the variance.
+
+    Raises
+    ------
+    ArgumentError
+        For eps <= 0.
+    """
+
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eps", checks.positive("LayerNorm(eps=)", self.eps))
+
+
+@named_fields
+@dataclass(frozen=True)
+class BatchNorm(Layer):
+    """Each unit to mean 0 and variance 1 over the rows of a batch, then ``gamma * x + beta``; as torch's BatchNorm1d.
+
+    In training the statistics are those of the logical batch, or of each ghost batch: `ghost_size` rows of it in a row,
+    the last one taking what is left. Rows count alike, whatever their weights. Every update moves the running
+    statistics once per ghost batch, with the variance divided by one row less; a ghost batch of a single row, which has
+    no variance, leaves them alone. Everything without training uses the running statistics, ``model.buffers``.
+
+    Parameters
+    ----------
+    eps : float, default 1e-5
+        Added to the variance.
+    momentum : float, default 0.1
+        Share of the new in the running statistics, in (0, 1].
+    ghost_size : int, optional
+        At least 2.
+
+    Raises
+    ------
+    ArgumentError
+        For a value outside its range.
+    """
+
+    eps: float = 1e-5
+    momentum: float = 0.1
+    ghost_size: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eps", checks.positive("BatchNorm(eps=)", self.eps))
+        momentum = checks.positive("BatchNorm(momentum=)", self.momentum)
+        if momentum > 1:
+            raise ArgumentError(f"BatchNorm(momentum=): expected a number in (0, 1], got {self.momentum!r}")
+        object.__setattr__(self, "momentum", momentum)
+        if self.ghost_size is not None:
+            size = checks.count("BatchNorm(ghost_size=)", self.ghost_size, "an integer >= 2 or None", least=2)
+            object.__setattr__(self, "ghost_size", size)
+
+
+LAYERS: dict[str, type[Layer]] = {cls.__name__: cls for cls in (Dense, Activation, Dropout, LayerNorm, BatchNorm)}
+
+# What layers hold, in the order of get_weights, and which of it no gradient moves.
+NAMES: dict[type, tuple[str, ...]] = {
+    Dense: ("w", "b"),
+    LayerNorm: ("gamma", "beta"),
+    BatchNorm: ("gamma", "beta", "mean", "var"),
+}
+BUFFERED = ("mean", "var")
+
+
+class Tensor(NamedTuple):
+    """One tensor: the index of its layer, its name there, its shape, its name in files."""
+
+    layer: int
+    name: str
+    shape: tuple[int, ...]
+    key: str
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def buffered(self) -> bool:
+        return self.name in BUFFERED
+
+
+def layout(layers: Sequence[Layer], width: int) -> list[Tensor]:
+    """All tensors, in the order of the layers."""
+    parts, dense, norms = [], 0, 0
+    for k, layer in enumerate(layers):
+        if isinstance(layer, Dense):
+            parts.append(Tensor(k, "w", (width, layer.units), f"{dense}.w"))
+            width = layer.units
+            if layer.bias:
+                parts.append(Tensor(k, "b", (width,), f"{dense}.b"))
+            dense += 1
+        elif type(layer) in NAMES:
+            parts += [Tensor(k, name, (width,), f"norm{norms}.{name}") for name in NAMES[type(layer)]]
+            norms += 1
+    return parts

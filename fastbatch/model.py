@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from . import checks, memory, ops, storage
-from .errors import ArgumentError, ShapeError, did_you_mean, named_keywords
-from .layers import LAYERS, Activation, Dense, Dropout, Layer
+from .errors import ArgumentError, ShapeError, did_you_mean, named_keywords, unknown_name
+from .layers import BUFFERED, LAYERS, NAMES, Activation, BatchNorm, Dense, Dropout, Layer, LayerNorm, layout
 
 __all__ = ["MLP", "Sequential", "load"]
 
@@ -40,10 +40,18 @@ class Sequential:
     Attributes
     ----------
     parameters : (N,) ndarray
-        All parameters: w then b of every Dense in order, no padding. A live view: it shows every update as soon as the
-        call that made it returns, and what is written through it is seen by the next call.
+        All parameters: w, b of every Dense and gamma, beta of every norm in the order of the layers, no padding. A live
+        view: it shows every update as soon as the call that made it returns, and what is written through it is seen by
+        the next call.
+    buffers : ndarray
+        Running mean and variance of every BatchNorm in order, no padding; as live. Training moves them, gradients do
+        not.
     weights : list of (w (I, O), b (O,) or None)
         Views into `parameters`, one pair per Dense.
+    norms : list of (gamma (O,), beta (O,))
+        Views into `parameters`, one pair per LayerNorm or BatchNorm.
+    running : list of (mean (O,), var (O,))
+        Views into `buffers`, one pair per BatchNorm.
     num_parameters : int
     loss : Loss or None
         The loss that the model was trained with; ``predict_proba`` follows it.
@@ -81,27 +89,49 @@ class Sequential:
 
     def _allocate(self) -> None:
         self._inference: tuple[str, Any] | None = None  # program.py keeps the program of predict here
-        shapes = _dense_shapes(self.layers, self.input_size)
-        self.output_size = shapes[-1][1]
-        self._parameters = memory.zeros(sum(i * o + o * bias for i, o, bias in shapes), self.dtype)
-        self._weights, offset = [], 0
-        for i, o, bias in shapes:
-            w = self._parameters[offset : offset + i * o].reshape(i, o)
-            offset += i * o
-            b = self._parameters[offset : offset + o] if bias else None
-            offset += o * bias
-            self._weights.append((w, b))
+        parts = layout(self.layers, self.input_size)
+        self.output_size = [part for part in parts if part.name == "w"][-1].shape[1]
+        sizes = [sum(part.size for part in parts if part.buffered is which) for which in (False, True)]
+        self._parameters, self._buffers = (memory.zeros(size, self.dtype) for size in sizes)
+        self._tensors: dict[int, dict[str, np.ndarray]] = {}  # views, by layer and name
+        offsets = [0, 0]
+        for part in parts:
+            start = offsets[part.buffered]
+            offsets[part.buffered] = start + part.size
+            flat = self._buffers if part.buffered else self._parameters
+            self._tensors.setdefault(part.layer, {})[part.name] = flat[start : start + part.size].reshape(part.shape)
+        own = self._tensors.values()
+        self._weights = [(t["w"], t.get("b")) for t in own if "w" in t]
+        self._norms = [(t["gamma"], t["beta"]) for t in own if "gamma" in t]
+        self._running = [(t["mean"], t["var"]) for t in own if "mean" in t]
 
     def _initialize(self) -> None:
         dense = [k for k, layer in enumerate(self.layers) if isinstance(layer, Dense)]
         for number, (k, (w, _)) in enumerate(zip(dense, self._weights)):
-            layer, behind = self.layers[k], self.layers[k + 1 : k + 2]
+            layer = self.layers[k]
+            behind = [after for after in self.layers[k + 1 :] if not isinstance(after, (LayerNorm, BatchNorm))]
             assert isinstance(layer, Dense)
             name = layer.activation
             if name == "identity" and behind and isinstance(behind[0], Activation):
                 name = behind[0].name
             draw = ops.get_initializer(layer.init, ops.get_activation(name).gain)
             w[:] = draw(ops.random.generator(self.seed, number), *w.shape)
+        for gamma, _ in self._norms:
+            gamma[:] = 1
+        for _, var in self._running:
+            var[:] = 1
+
+    @property
+    def buffers(self) -> np.ndarray:
+        return self._buffers
+
+    @property
+    def norms(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        return list(self._norms)
+
+    @property
+    def running(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        return list(self._running)
 
     @property
     def parameters(self) -> np.ndarray:
@@ -115,35 +145,54 @@ class Sequential:
     def num_parameters(self) -> int:
         return self._parameters.size
 
-    def get_weights(self) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        """Copies of the weights, one (w, b) pair per Dense."""
-        return [(w.copy(), None if b is None else b.copy()) for w, b in self._weights]
+    def get_weights(self) -> list[tuple[np.ndarray | None, ...]]:
+        """Copies of all that the model has learnt, a tuple for each layer that holds something, in order.
+
+        (w, b) of a Dense, b being None without a bias; (gamma, beta) of a LayerNorm; (gamma, beta, mean, var) of a
+        BatchNorm, with its running statistics.
+        """
+        names = (NAMES[type(self.layers[k])] for k in self._tensors)
+        return [
+            tuple(own[name].copy() if name in own else None for name in wanted)
+            for wanted, own in zip(names, self._tensors.values())
+        ]
 
     @named_keywords
-    def set_weights(self, weights: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> None:
+    def set_weights(self, weights: Sequence[tuple[np.ndarray | None, ...]]) -> None:
         """Copy `weights`, as :meth:`get_weights` gives them, into the model.
 
         Raises
         ------
         ShapeError, DTypeError
-            When the number of pairs or a shape differs, or a dtype is not real; nothing is changed then.
+            When the number of tuples or a shape differs, or a dtype is not real; nothing is changed then.
         """
         weights = list(weights)
-        if len(weights) != len(self._weights):
-            raise ShapeError(f"set_weights: expected {len(self._weights)} pairs (w, b), got {len(weights)}")
-        new = []
-        for k, (pair, (w, b)) in enumerate(zip(weights, self._weights)):
-            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-                raise ShapeError(f"set_weights: expected a pair (w, b), got {type(pair).__name__}: Dense {k}")
-            for name, value, own in zip("wb", pair, (w, b)):
-                value = None if value is None else checks.as_real(value, f"set_weights: {name} of Dense {k}")
+        if len(weights) != len(self._tensors):
+            raise ShapeError(f"set_weights: expected {len(self._tensors)} {self._wanted()}, got {len(weights)}")
+        new, numbers = [], dict.fromkeys(LAYERS, 0)
+        for values, (k, tensors) in zip(weights, self._tensors.items()):
+            kind = type(self.layers[k])
+            names, where = NAMES[kind], f"{kind.__name__} {numbers[kind.__name__]}"
+            numbers[kind.__name__] += 1
+            if not isinstance(values, (tuple, list)) or len(values) != len(names):
+                size = f" of {len(values)}" if isinstance(values, (tuple, list)) else ""
+                shape = "a pair" if len(names) == 2 else f"{len(names)} arrays"
+                raise ShapeError(
+                    f"set_weights: expected {shape} ({', '.join(names)}), got {type(values).__name__}{size}: {where}"
+                )
+            for name, value in zip(names, values):
+                own = tensors.get(name)
+                value = None if value is None else checks.as_real(value, f"set_weights: {name} of {where}")
                 got, expected = (None if v is None else v.shape for v in (value, own))
                 if got != expected:
-                    raise ShapeError(f"set_weights: expected {name} {expected}, got {got}: Dense {k}")
+                    raise ShapeError(f"set_weights: expected {name} {expected}, got {got}: {where}")
                 if own is not None:
                     new.append((own, value))
         for own, value in new:
             own[:] = value
+
+    def _wanted(self) -> str:
+        return "tuples, one per Dense and norm" if self._norms else "pairs (w, b)"
 
     @named_keywords
     def predict(self, X, batch_size: int | None = None, validate: bool = True) -> np.ndarray:
@@ -183,12 +232,11 @@ class Sequential:
         """One line per layer: description, output width, parameters."""
         wide = max(len(str(layer)) for layer in self.layers)
         lines = [f"{'layer':<{wide}}{'outputs':>10}{'parameters':>14}"]
-        weights, width = iter(self._weights), self.input_size
-        for layer in self.layers:
-            count = 0
-            if isinstance(layer, Dense):
-                w, b = next(weights)
-                width, count = layer.units, w.size + (0 if b is None else b.size)
+        width = self.input_size
+        for k, layer in enumerate(self.layers):
+            own = self._tensors.get(k, {})
+            count = sum(own[name].size for name in own if name not in BUFFERED)
+            width = layer.units if isinstance(layer, Dense) else width
             lines.append(f"{layer!s:<{wide}}{width:>10}{count:>14,}")
         lines.append(f"{self.input_size} inputs, {self.num_parameters:,} parameters, {self.dtype}")
         return "\n".join(lines)
@@ -210,14 +258,15 @@ class Sequential:
 
     def __getstate__(self) -> dict:
         state = self.__dict__.copy()
-        del state["_weights"], state["_inference"]
+        for name in ("_tensors", "_weights", "_norms", "_running", "_inference"):
+            del state[name]
         return state
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        values = state["_parameters"]
+        parameters, buffers = state["_parameters"], state["_buffers"]
         self._allocate()
-        self._parameters[:] = values
+        self._parameters[:], self._buffers[:] = parameters, buffers
 
     def __deepcopy__(self, memo: dict) -> Sequential:
         twin = object.__new__(type(self))
@@ -233,6 +282,8 @@ class Sequential:
     def save(self, path: str | os.PathLike) -> None:
         """Write one safetensors file: tensors ``"<Dense>.w"``, ``"<Dense>.b"`` and the description in its metadata.
 
+        Those of norms are ``"norm<number>.gamma"``, ``.beta``, ``.mean`` and ``.var``.
+
         The file is written beside `path` and renamed, so that `path` is either the old or the new file.
         """
         import json
@@ -243,11 +294,7 @@ class Sequential:
 
 def model_parts(model: Sequential) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Tensors and description of a model, as files hold them."""
-    tensors = {}
-    for k, (w, b) in enumerate(model.weights):
-        tensors[f"{k}.w"] = w
-        if b is not None:
-            tensors[f"{k}.b"] = b
+    tensors = {part.key: model._tensors[part.layer][part.name] for part in layout(model.layers, model.input_size)}
     return tensors, {
         "layers": [[type(layer).__name__, asdict(layer)] for layer in model.layers],
         "input_size": model.input_size,
@@ -255,16 +302,6 @@ def model_parts(model: Sequential) -> tuple[dict[str, np.ndarray], dict[str, Any
         "dtype": model.dtype,
         "loss": None if model.loss is None else [model.loss.name, asdict(model.loss)],
     }
-
-
-def _dense_shapes(layers: Sequence[Layer], width: int) -> list[tuple[int, int, bool]]:
-    """(I, O, bias) of every Dense."""
-    shapes = []
-    for layer in layers:
-        if isinstance(layer, Dense):
-            shapes.append((width, layer.units, layer.bias))
-            width = layer.units
-    return shapes
 
 
 @named_keywords
@@ -288,22 +325,23 @@ def model_from(description: dict, tensors: dict[str, np.ndarray]) -> Sequential:
     """The model that :func:`model_parts` took apart; tensors of a trainer's own are left alone."""
     tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(OF_THE_TRAINER)}
     layers = [LAYERS[name](**fields) for name, fields in description["layers"]]
-    shapes: dict[str, tuple[int, ...]] = {}
-    for k, (i, o, bias) in enumerate(_dense_shapes(layers, description["input_size"])):
-        shapes[f"{k}.w"] = (i, o)
-        if bias:
-            shapes[f"{k}.b"] = (o,)
+    parts = layout(layers, description["input_size"])
+    shapes = {part.key: part.shape for part in parts}
     # before anything is allocated: a damaged description may ask for any size
     found = {key: tensor.shape for key, tensor in tensors.items()}
     if found != shapes or any(tensor.dtype != description["dtype"] for tensor in tensors.values()):
         raise ShapeError(f"expected tensors {shapes} of {description['dtype']}, got {found}")
     model = Sequential.__new__(Sequential)  # __init__ would draw weights only to drop them
     model._describe(layers, description["input_size"], description["seed"], description["dtype"])
-    model.set_weights([(tensors[f"{k}.w"], tensors.get(f"{k}.b")) for k in range(len(model._weights))])
+    for part in parts:
+        model._tensors[part.layer][part.name][:] = tensors[part.key]
     if description["loss"] is not None:
         name, fields = description["loss"]
         model.loss = ops.LOSSES[name](**fields)
     return model
+
+
+_NORMS: dict[str, type[Layer]] = {"layer": LayerNorm, "batch": BatchNorm}
 
 
 @named_keywords
@@ -312,11 +350,12 @@ def MLP(
     *,
     activation: str = "relu",
     dropout: float = 0.0,
+    norm: str | None = None,
     init: str = "auto",
     seed: int = 0,
     dtype: str = "float32",
 ) -> Sequential:
-    """Multi-layer perceptron: Dense, activation and dropout for every hidden layer, a linear Dense at the end.
+    """Multi-layer perceptron: Dense, norm, activation, dropout for every hidden layer, a linear Dense at the end.
 
     Parameters
     ----------
@@ -326,6 +365,8 @@ def MLP(
         Of the hidden layers.
     dropout : float, default 0.0
         Rate behind every hidden layer.
+    norm : {"layer", "batch"}, optional
+        LayerNorm or BatchNorm between every hidden Dense and its activation.
     init : str, default "auto"
     seed : int, default 0
     dtype : {"float32", "float64"}, default "float32"
@@ -341,9 +382,14 @@ def MLP(
     """
     if not isinstance(sizes, (list, tuple)) or len(sizes) < 2:
         raise ArgumentError(f"MLP(sizes=): expected a list of at least an input and an output width, got {sizes!r}")
+    if norm is not None and (not isinstance(norm, str) or norm not in _NORMS):
+        raise unknown_name("MLP(norm=)", norm, ["None", *_NORMS])
     layers: list[Layer] = []
     for units in sizes[1:-1]:
-        layers.append(Dense(units, activation=activation, init=init))
+        if norm is None:
+            layers.append(Dense(units, activation=activation, init=init))
+        else:
+            layers += [Dense(units, init=init), _NORMS[norm](), Activation(activation)]
         if dropout:
             layers.append(Dropout(dropout))
     ops.get_activation(activation)

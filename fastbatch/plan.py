@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from . import ops
-from .layers import Activation, Dense, Dropout
+from .errors import ArgumentError
+from .layers import Activation, BatchNorm, Dense, Dropout, LayerNorm
 from .memory import ALIGNMENT
 from .model import Sequential
 
-__all__ = ["STAGE_FIELDS", "Arena", "Plan", "Segment", "Stage", "inference_arena", "make_plan", "training_arena"]
+__all__ = [
+    "STAGE_FIELDS",
+    "Arena",
+    "Norm",
+    "Plan",
+    "Segment",
+    "Stage",
+    "check_micro_batch",
+    "inference_arena",
+    "make_plan",
+    "training_arena",
+]
 
 # Parameters up to which activations are more to exchange between threads than gradients are: 32 KiB of float32, in L1.
 # Of float64 both are twice as much.
@@ -20,8 +33,37 @@ SMALL_GRADIENT = 8192
 
 
 @dataclass(frozen=True)
+class Norm:
+    """The norm of a stage, over a row's units or over the rows of a batch.
+
+    Attributes
+    ----------
+    gamma, beta : int
+        Offsets into the parameter buffer, in elements.
+    eps : float
+    mean, var : int or None
+        Offsets of the running statistics into the buffers, in elements; None for a norm over units.
+    momentum : float
+    ghost_size : int or None
+        Rows that share their statistics; None for all of a batch.
+    """
+
+    gamma: int
+    beta: int
+    eps: float
+    mean: int | None = None
+    var: int | None = None
+    momentum: float = 0.0
+    ghost_size: int | None = None
+
+    @property
+    def over_rows(self) -> bool:
+        return self.mean is not None
+
+
+@dataclass(frozen=True)
 class Stage:
-    """``[dense] [activation] [dropout]``: the canonical part of a network. Each of the three may be absent.
+    """``[dense] [norm] [activation] [dropout]``: the canonical part of a network. Each of the four may be absent.
 
     Attributes
     ----------
@@ -29,13 +71,14 @@ class Stage:
         Widths; equal where there is no dense part.
     w, b : int or None
         Offsets into the parameter buffer, in elements.
+    norm : Norm or None
     activation : ops.Activation
     threshold : int
         Dropout keeps a unit when its random byte is below this; 256 keeps all.
     layer : int
         Index of the Dropout in the model; keys its random numbers.
     needs_dx : bool
-        Whether the gradient with respect to the stage's input is used by an earlier dense part.
+        Whether the gradient with respect to the stage's input is used by an earlier dense part or norm.
     """
 
     inputs: int
@@ -46,10 +89,16 @@ class Stage:
     threshold: int
     layer: int
     needs_dx: bool
+    norm: Norm | None = None
 
     @property
     def has_dense(self) -> bool:
         return self.w is not None
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it has parameters."""
+        return self.has_dense or self.norm is not None
 
     @property
     def has_dropout(self) -> bool:
@@ -99,16 +148,21 @@ class Plan:
     def segments(self) -> tuple[Segment, ...]:
         """What updates which parameters, in order; frozen ones are in none. One per tensor where norms are taken."""
         found: list[Segment] = []
-        dense = [stage for stage in self.stages if stage.has_dense]
-        for stage, setting in zip(dense, self.optimizer.settings(len(dense))):
+        settings = self.optimizer.settings(sum(stage.has_dense for stage in self.stages))
+        layer = -1
+        for stage in self.stages:
+            layer += stage.has_dense
+            setting = settings[max(layer, 0)]  # a norm goes with the dense layer before it, or the first
             if setting is None:
                 continue
             row, factor = setting
-            assert stage.w is not None
-            behind = stage.w + stage.inputs * stage.outputs
-            parts = [Segment(stage.w, behind, row, factor)]
-            if stage.b is not None:
-                parts.append(Segment(stage.b, stage.b + stage.outputs, row.of_bias(), factor))
+            parts = []
+            if stage.w is not None:
+                parts.append(Segment(stage.w, stage.w + stage.inputs * stage.outputs, row, factor))
+            norm = () if stage.norm is None else (stage.norm.gamma, stage.norm.beta)
+            for start in (stage.b, *norm):
+                if start is not None:
+                    parts.append(Segment(start, start + stage.outputs, row.of_bias(), factor))
             for part in parts:
                 last = found[-1] if found else None
                 if last and not row.normed and replace(last, begin=part.begin, end=part.end) == part:
@@ -124,6 +178,12 @@ class Plan:
         return whole and not segments[0].optimizer.normed and not segments[0].optimizer.by_weight
 
     @property
+    def ghost_rows(self) -> int | None:
+        """Rows at whose multiples a batch may be split, as far as norms over rows care; None: nowhere."""
+        sizes = [stage.norm.ghost_size for stage in self.stages if stage.norm is not None and stage.norm.over_rows]
+        return None if None in sizes else math.lcm(*(size for size in sizes if size is not None))
+
+    @property
     def is_small(self) -> bool:
         """Whether the gradient is held whole, summed from parts of the batch (csrc/gradient.c)."""
         return self.num_parameters <= SMALL_GRADIENT
@@ -132,6 +192,10 @@ class Plan:
     def flops_per_row(self) -> int:
         """Multiply-adds of one training row counted as two: forward, weight gradient, input gradient where needed."""
         return sum(2 * s.inputs * s.outputs * (3 if s.needs_dx else 2) for s in self.stages if s.has_dense)
+
+
+# Where in a stage a layer's part stands; Dense opens one.
+_PLACES = {LayerNorm: 1, BatchNorm: 1, Activation: 2, Dropout: 3}
 
 
 def make_plan(
@@ -145,23 +209,29 @@ def make_plan(
     """Lower the layers of `model` to stages."""
     identity = ops.get_activation("identity")
     stages: list[Stage] = []
-    width, offset, seen_dense = model.input_size, 0, False
-    room = 0  # what may still join the open stage: 2 activation and dropout, 1 dropout, 0 nothing
+    width, offset, in_buffers, trained = model.input_size, 0, 0, False
+    place = 3  # of the open stage's last part
     for index, layer in enumerate(model.layers):
         if isinstance(layer, Dense):
             b = offset + width * layer.units
             activation = ops.get_activation(layer.activation)
             stages.append(
-                Stage(width, layer.units, offset, b if layer.bias else None, activation, 256, 0, needs_dx=seen_dense)
+                Stage(width, layer.units, offset, b if layer.bias else None, activation, 256, 0, needs_dx=trained)
             )
-            width, offset, seen_dense = layer.units, b + layer.units * layer.bias, True
-            room = 2 if activation is identity else 1
+            width, offset, trained = layer.units, b + layer.units * layer.bias, True
+            place = 0 if activation is identity else 2
             continue
-        needed = 2 if isinstance(layer, Activation) else 1
-        if room < needed:
-            stages.append(Stage(width, width, None, None, identity, 256, 0, needs_dx=seen_dense))
-        room = needed - 1
-        if isinstance(layer, Activation):
+        if place >= _PLACES[type(layer)]:
+            stages.append(Stage(width, width, None, None, identity, 256, 0, needs_dx=trained))
+        place = _PLACES[type(layer)]
+        if isinstance(layer, (LayerNorm, BatchNorm)):
+            norm = Norm(offset, offset + width, layer.eps)
+            if isinstance(layer, BatchNorm):
+                mean, in_buffers = in_buffers, in_buffers + 2 * width
+                norm = replace(norm, mean=mean, var=mean + width, momentum=layer.momentum, ghost_size=layer.ghost_size)
+            stages[-1] = replace(stages[-1], norm=norm)
+            offset, trained = offset + 2 * width, True
+        elif isinstance(layer, Activation):
             stages[-1] = replace(stages[-1], activation=ops.get_activation(layer.name))
         elif isinstance(layer, Dropout):
             stages[-1] = replace(stages[-1], threshold=ops.random.dropout_threshold(layer.rate), layer=index)
@@ -170,13 +240,25 @@ def make_plan(
     return plan
 
 
+def check_micro_batch(plan: Plan, size: int, rows: int, where: str = "micro_batch_size") -> None:
+    """ArgumentError where pieces of `size` rows would cut a ghost batch of a batch of `rows` rows."""
+    ghost = plan.ghost_rows
+    if size >= rows or (ghost is not None and size % ghost == 0):
+        return
+    whole = "all of them: a BatchNorm without ghost_size" if ghost is None else f"a multiple of {ghost}: a BatchNorm"
+    raise ArgumentError(
+        f"{where}: expected {whole} takes its statistics over rows of the logical batch; got {size} for {rows} rows"
+    )
+
+
 # -- memory of the fused program ---------------------------------------------------------------------------------------
 
 # The fields of `fb_stage` in csrc/fastbatch.h, all int64, in order. Offsets into parameters and arena are in bytes,
-# leading dimensions in elements; -1 is absent.
+# leading dimensions in elements; -1 is absent. The last two are the bits of doubles.
 STAGE_FIELDS = (
-    "inputs", "outputs", "w", "b", "activation", "threshold", "layer",
-    "x", "x_ld", "out", "out_ld", "z", "a", "saved", "dz",
+    "inputs", "outputs", "w", "b", "product_activation", "activation", "threshold", "layer",
+    "x", "x_ld", "out", "out_ld", "z", "a", "saved", "dy", "dz",
+    "gamma", "beta", "mean", "var", "ghost", "u", "stats", "eps", "momentum",
 )  # fmt: skip
 STAGE_DTYPE = np.dtype([(name, np.int64) for name in STAGE_FIELDS])
 
@@ -189,9 +271,9 @@ class Arena:
     ----------
     rows, nbytes : int
     stages : structured ndarray of STAGE_DTYPE
-    y, row_loss, row_weight, row_share, gradient : int
+    y, row_loss, row_weight, row_share, gradient, running : int
         Byte offsets of the gathered targets (rows, ld), of each row's loss, weight and share of the total weight
-        (float64), and of the unfused gradient (N,).
+        (float64), of the unfused gradient (N,), and of running statistics that wait for the end of a step in pieces.
     scratch, scratch_bytes, threads : int
         Where the threads' scratch begins, the bytes of each thread's, and their number.
     parts, part_bytes : int
@@ -208,6 +290,7 @@ class Arena:
     row_weight: int
     row_share: int
     gradient: int
+    running: int
     scratch: int
     scratch_bytes: int
     threads: int
@@ -257,7 +340,14 @@ def _stage_table(plan: Plan, activation_index: dict[str, int]) -> np.ndarray:
         row["inputs"], row["outputs"] = stage.inputs, stage.outputs
         row["w"] = -1 if stage.w is None else stage.w * size
         row["b"] = -1 if stage.b is None else stage.b * size
-        row["activation"] = activation_index[stage.activation.name]
+        row["activation"] = row["product_activation"] = activation_index[stage.activation.name]
+        if stage.norm is not None:
+            norm = stage.norm
+            row["product_activation"] = activation_index["identity"]
+            row["gamma"], row["beta"] = norm.gamma * size, norm.beta * size
+            row["mean"], row["var"] = (-1 if at is None else at * size for at in (norm.mean, norm.var))
+            row["ghost"] = norm.ghost_size or 0
+            row["eps"], row["momentum"] = np.array([norm.eps, norm.momentum]).view(np.int64)
         row["threshold"], row["layer"] = stage.threshold, stage.layer
         row["x_ld"] = leading_dimension(stage.inputs, plan.dtype)
         row["out_ld"] = leading_dimension(stage.outputs, plan.dtype)
@@ -271,11 +361,13 @@ def training_arena(
     update_block: tuple[int, int, int],
     parts: tuple[int, int],
     threads: int,
+    statistics: int,
 ) -> Arena:
     """Memory of forward, backward and update for batches of at most `rows` rows.
 
     `update_block`: rows, columns and depth of a block of weight gradients, scratch of each of `threads` threads.
-    `parts`: how many parts of a batch there are at a time, and rows of each.
+    `parts`: how many parts of a batch there are at a time, and rows of each. `statistics`: numbers that a norm over
+    rows keeps of each unit and ghost batch.
     """
     size, carve = np.dtype(plan.dtype).itemsize, _Carver()
     table = _stage_table(plan, activation_index)
@@ -285,9 +377,18 @@ def training_arena(
         if k > 0:
             row["x"] = table[k - 1]["out"]
         row["out"] = row["z"] = row["a"] = carve.take("activations", block)
-        row["dz"] = carve.take("deltas", block)
+        row["dy"] = row["dz"] = carve.take("deltas", block)
+        if stage.norm is not None:
+            row["dz"] = carve.take("deltas", block)
+            if stage.has_dense:
+                row["u"] = carve.take("activations", block)
+            lines = 2 * rows
+            if stage.norm.over_rows:
+                groups = -(-rows // (stage.norm.ghost_size or rows))
+                lines = statistics * groups * int(row["out_ld"])
+            row["stats"] = carve.take("rows", lines * size)
         saves = stage.activation.saves
-        if saves == "z" and stage.has_dense:
+        if saves == "z" and stage.is_trained:
             row["z"] = row["saved"] = carve.take("activations", block)
         elif saves == "z":
             row["saved"] = row["x"]
@@ -299,6 +400,8 @@ def training_arena(
     y = carve.take("targets", rows * out_ld * size)
     row_loss, row_weight, row_share = (carve.take("rows", rows * 8) for _ in range(3))
     gradient = carve.take("gradient", plan.num_parameters * size)
+    buffers = sum(2 * stage.outputs for stage in plan.stages if stage.norm is not None and stage.norm.over_rows)
+    running = carve.take("statistics", buffers * size)
     widest = max((whole_lines(stage.outputs, plan.dtype) for stage in plan.stages if stage.has_dense), default=0)
     block_rows, block_columns, block_depth = update_block
     scratch_bytes = block_rows * (min(block_columns, widest) + min(block_depth, rows)) * size
@@ -317,6 +420,7 @@ def training_arena(
         row_weight,
         row_share,
         gradient,
+        running,
         scratch,
         scratch_bytes,
         threads,
@@ -333,8 +437,11 @@ def inference_arena(plan: Plan, rows: int, activation_index: dict[str, int]) -> 
     widest = max(int(row["out_ld"]) for row in table)
     buffers = [carve.take("activations", rows * widest * size) for _ in range(2)]
     inputs = carve.take("activations", rows * int(table[0]["x_ld"]) * size)  # of rows not read where they lie
-    for k, row in enumerate(table):
+    for k, (row, stage) in enumerate(zip(table, plan.stages)):
         row["x"] = inputs if k == 0 else table[k - 1]["out"]
         row["out"] = row["z"] = row["a"] = buffers[k % 2]
         row["threshold"] = 256
-    return Arena(rows, carve.nbytes, table, -1, -1, -1, -1, -1, -1, 0, 0, -1, 0, carve.purposes)
+        if stage.norm is not None:
+            row["u"] = row["out"] if stage.has_dense else -1
+            row["stats"] = carve.take("rows", stage.outputs * size) if stage.norm.over_rows else -1
+    return Arena(rows, carve.nbytes, table, -1, -1, -1, -1, -1, -1, -1, 0, 0, -1, 0, carve.purposes)

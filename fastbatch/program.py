@@ -17,7 +17,7 @@ from .backends import default_name, select
 from .checks import as_rows, count, weight_unit
 from .errors import ArgumentError, DivergenceError
 from .model import Sequential
-from .plan import Plan, Stage, make_plan
+from .plan import Norm, Plan, Stage, make_plan
 from .protocol import Backend, Feed, PerSample, Program, State, Sums
 
 __all__ = ["ComposedProgram", "gradient_norms", "make_program", "predict", "predict_rows"]
@@ -31,6 +31,9 @@ class _Trace:
 
     stage: Stage
     x: Array
+    normal: Array | None  # the norm's output before gamma and beta, and one over the deviation
+    factor: Array | None
+    groups: list[slice]  # rows that share their statistics
     saved: Array | None
     mask: Array | None
 
@@ -47,6 +50,7 @@ class ComposedProgram:
         self._pending: list[_Trace] | None = None
         self._scale: Array | None = None
         self._shift: Array | None = None
+        self.running: Array | None = None  # statistics that the next update makes those of the state
 
     def scale_inputs(self, scale: Array | None, shift: Array | None) -> None:
         self._scale, self._shift = scale, shift
@@ -57,18 +61,57 @@ class ComposedProgram:
         w = flat[stage.w : stage.w + i * o].reshape(i, o)
         return w, None if stage.b is None else flat[stage.b : stage.b + o]
 
-    def _forward(self, x: Array, first_row: int, training: bool) -> tuple[Array, list[_Trace]]:
+    def _of_norm(self, norm: Norm, width: int, flat: Array) -> tuple[Array, Array]:
+        return flat[norm.gamma : norm.gamma + width], flat[norm.beta : norm.beta + width]
+
+    @np.errstate(all="ignore")
+    def _normalise(self, norm: Norm, x: Array, running: Array | None) -> tuple[Array, Array, Array, list[slice]]:
+        """Output of the norm, and what its backward needs; moves `running`, which is given in training."""
+        rows, width = x.shape
+        gamma, beta = self._of_norm(norm, width, self.state.parameters)
+        if not norm.over_rows:
+            normal, factor = ops.norms.normalise(x, *ops.norms.moments(x, 1), norm.eps)
+            return normal * gamma + beta, normal, factor, []
+        mean, var = (slice(start, start + width) for start in (norm.mean, norm.var) if start is not None)
+        if running is None:
+            normal, factor = ops.norms.normalise(x, self.state.buffers[mean], self.state.buffers[var], norm.eps)
+            return normal * gamma + beta, normal, factor, []
+        size = norm.ghost_size or rows
+        groups = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+        normal, factor = np.empty_like(x), np.empty_like(x)
+        for group in groups:
+            n, moments = len(x[group]), ops.norms.moments(x[group], 0)
+            normal[group], factor[group] = ops.norms.normalise(x[group], *moments, norm.eps)
+            if n > 1:
+                new = moments[0][0], moments[1][0] * x.dtype.type(n / (n - 1))
+                for where, value in zip((mean, var), new):
+                    running[where] = ops.norms.running(running[where], value, norm.momentum)
+        return normal * gamma + beta, normal, factor, groups
+
+    def _forward(
+        self, x: Array, first_row: int, training: bool, running: Array | None = None
+    ) -> tuple[Array, list[_Trace]]:
+        """Outputs and traces; in training statistics go into `running`, or nowhere."""
         traces = []
+        identity = ops.get_activation("identity")
+        if training and running is None:
+            running = self.state.buffers.copy()
         for stage in self.plan.stages:
-            saves = stage.activation.saves
+            saves, z = stage.activation.saves, x
+            normal, factor = None, None
+            groups: list[slice] = []
             a = np.empty((len(x), stage.outputs), x.dtype)
-            z = np.empty_like(a) if saves == "z" else None
             if stage.has_dense:
                 w, b = self._affine(stage, self.state.parameters)
-                self.kernels.dense_forward(x, w, b, stage.activation, a, z)
-            else:
-                a[...] = stage.activation.value(x)
-                z = x
+                z = np.empty_like(a)
+                if stage.norm is None:
+                    self.kernels.dense_forward(x, w, b, stage.activation, a, z if saves == "z" else None)
+                else:
+                    self.kernels.dense_forward(x, w, b, identity, z, None)
+            if stage.norm is not None:
+                z, normal, factor, groups = self._normalise(stage.norm, z, running if training else None)
+            if stage.norm is not None or not stage.has_dense:
+                a[...] = stage.activation.value(z)
             saved, mask = {"none": None, "a": a, "z": z}[saves], None
             if training and stage.has_dropout:
                 rows = np.arange(first_row, first_row + len(x))
@@ -76,7 +119,7 @@ class ComposedProgram:
                     self.state.seed, int(self.state.steps[0]), stage.layer, rows, stage.outputs, stage.threshold
                 )
                 a = self._masked(a, mask, stage)
-            traces.append(_Trace(stage, x, saved, mask))
+            traces.append(_Trace(stage, x, normal, factor, groups, saved, mask))
             x = a
         return x, traces
 
@@ -86,36 +129,65 @@ class ComposedProgram:
 
     def _backward(self, da: Array, traces: list[_Trace], gradient: Array, rows: PerSample | None = None) -> None:
         layer = sum(stage.has_dense for stage in self.plan.stages)
+        identity = ops.get_activation("identity")
         for trace in reversed(traces):
-            stage = trace.stage
+            stage, saved, activation = trace.stage, trace.saved, trace.stage.activation
             if trace.mask is not None:
                 da = self._masked(da, trace.mask, stage)
+            if stage.norm is not None:
+                da = self._norm_backward(da, trace, gradient, rows or PerSample())
+                saved, activation = None, identity
             if stage.has_dense:
                 w, _ = self._affine(stage, self.state.parameters)
                 dw, db = self._affine(stage, gradient)
                 dx = np.empty_like(trace.x) if stage.needs_dx else None
                 layer -= 1
                 if rows is not None:
-                    self._norms(da, trace, layer, rows)
+                    self._norms(da, trace.x, saved, activation, layer, rows)
                 below = dx
                 if rows is not None and rows.scale is not None:
                     # once for dx, whose dw is dropped, and once for dw
                     scratch = np.zeros_like(dw)
-                    self.kernels.dense_backward(da, trace.x, w, trace.saved, stage.activation, scratch, None, dx)
+                    self.kernels.dense_backward(da, trace.x, w, saved, activation, scratch, None, dx)
                     da, dx = self._scaled(da, rows.scale), None
-                self.kernels.dense_backward(da, trace.x, w, trace.saved, stage.activation, dw, db, dx)
+                self.kernels.dense_backward(da, trace.x, w, saved, activation, dw, db, dx)
                 if below is None:
                     return
                 da = below
-            elif trace.saved is not None:
-                da = da * stage.activation.slope(trace.saved)
+            elif saved is not None:
+                da = da * activation.slope(saved)
 
     @np.errstate(all="ignore")
-    def _norms(self, da: Array, trace: _Trace, layer: int, rows: PerSample) -> None:
+    def _norm_backward(self, da: Array, trace: _Trace, gradient: Array, rows: PerSample) -> Array:
+        """Adds dgamma and dbeta to `gradient`; returns the gradient with respect to what the norm read."""
+        stage, normal, factor = trace.stage, trace.normal, trace.factor
+        assert stage.norm is not None
+        assert normal is not None
+        assert factor is not None
+        dz = da if trace.saved is None else da * stage.activation.slope(trace.saved)
+        if rows.norm_norms is not None:
+            for terms in (dz, dz * normal):
+                rows.norm_norms += np.square(terms, dtype=np.float64).sum(axis=1)
+        counted = dz if rows.scale is None else self._scaled(dz, rows.scale)
+        dgamma, dbeta = self._of_norm(stage.norm, stage.outputs, gradient)
+        dgamma += (counted * normal).sum(axis=0)
+        dbeta += counted.sum(axis=0)
+        d = dz * self._of_norm(stage.norm, stage.outputs, self.state.parameters)[0]
+        if not stage.norm.over_rows:
+            return ops.norms.normalise_backward(d, normal, factor, 1)
+        dx = np.empty_like(d)
+        for group in trace.groups:
+            dx[group] = ops.norms.normalise_backward(d[group], normal[group], factor[group], 0)
+        return dx
+
+    @np.errstate(all="ignore")
+    def _norms(
+        self, da: Array, x: Array, saved: Array | None, activation: ops.Activation, layer: int, rows: PerSample
+    ) -> None:
         if rows.input_norms is not None:
-            rows.input_norms[layer] = np.square(trace.x, dtype=np.float64).sum(axis=1)
+            rows.input_norms[layer] = np.square(x, dtype=np.float64).sum(axis=1)
         if rows.delta_norms is not None:
-            dz = da if trace.saved is None else da * trace.stage.activation.slope(trace.saved)
+            dz = da if saved is None else da * activation.slope(saved)
             rows.delta_norms[layer] = np.square(dz, dtype=np.float64).sum(axis=1)
 
     @np.errstate(all="ignore")
@@ -143,33 +215,34 @@ class ComposedProgram:
 
     def run(self, feed: Feed, first: int, last: int, lrs: Array, budget: float, sums: Sums) -> int:
         deadline = time.monotonic() + budget
-        self._pending = None
+        self._pending = self.running = None
         for step in range(first, last):
             rows = slice(step * feed.batch, min((step + 1) * feed.batch, feed.rows))
             # only ratios of weights matter within a step; a power of two brings them to where float32 holds them
             weight = self._batch(feed, rows)[2]
             unit = 1.0 if weight is None else weight_unit(weight)
             gradient, batch = np.zeros(self.plan.num_parameters, self.plan.dtype), Sums()
+            running = self.state.buffers.copy()
             for start in range(rows.start, rows.stop, feed.most):
                 piece = slice(start, min(start + feed.most, rows.stop))
-                batch += self._piece(feed, piece, start - rows.start, unit, gradient)
+                batch += self._piece(feed, piece, start - rows.start, unit, gradient, running)
             if not np.isfinite(batch.loss):
                 raise DivergenceError.at("loss", batch.mean(), int(self.state.steps[0]))
             scale = 1 / batch.weight if batch.weight else 0.0
             batch.totals[:2] /= unit
-            self._update(gradient, scale, float(lrs[step - first]), (sums, batch), unit)
+            self._update(gradient, scale, float(lrs[step - first]), (sums, batch), running, unit)
             if time.monotonic() >= deadline:
                 return step + 1
         return last
 
-    def _piece(self, feed: Feed, rows: slice, first_row: int, unit: float, gradient: Array) -> Sums:
-        """Add the gradient sums of these rows of a step, weights times `unit`."""
+    def _piece(self, feed: Feed, rows: slice, first_row: int, unit: float, gradient: Array, running: Array) -> Sums:
+        """Add the gradient sums of these rows of a step, weights times `unit`; statistics go into `running`."""
         x, y, weight = self._batch(feed, rows)
         if feed.noise:
             x = x + x.dtype.type(feed.noise) * ops.random.gaussian(
                 self.state.seed, int(self.state.steps[0]), first_row + np.arange(len(x)), x.shape[1], self.plan.dtype
             )
-        outputs, traces = self._forward(x, first_row, training=True)
+        outputs, traces = self._forward(x, first_row, True, running)
         da = np.empty_like(outputs)
         sums = self.kernels.loss(outputs, y, self.plan.loss, weight if weight is None else weight * unit, da)
         self._backward(da, traces, gradient)
@@ -196,12 +269,18 @@ class ComposedProgram:
         piece = self.kernels.loss(outputs, y, self.plan.loss, weight, da)
         if rows is not None:
             self._losses(outputs, y, weight, rows)
+            if rows.norm_norms is not None:
+                rows.norm_norms[:] = 0
         self._backward(da, traces, gradient, rows)
         return piece if sums is None else sums + piece
 
     def forward(self, x: Array, first_row: int, training: bool) -> Array:
-        outputs, traces = self._forward(self._inputs(x), first_row, training)
+        running = None
+        if training:
+            running = (self.state.buffers if self.running is None else self.running).copy()
+        outputs, traces = self._forward(self._inputs(x), first_row, training, running)
         self._pending = traces if training else None
+        self.running = running if training else self.running
         return outputs
 
     def backward(self, dz: Array, gradient: Array) -> None:
@@ -211,11 +290,20 @@ class ComposedProgram:
         self._backward(dz, traces, gradient)
 
     def update(self, gradient: Array, scale: float, lr: float) -> None:
-        self._update(gradient, scale, lr, (Sums(), Sums()))
+        running, self.running = self.running, None
+        self._update(gradient, scale, lr, (Sums(), Sums()), running)
 
     @np.errstate(all="ignore")
-    def _update(self, gradient: Array, scale: float, lr: float, also: tuple[Sums, Sums], unit: float = 1.0) -> None:
-        """One update; with it the second of `also`, and the norm, is added to the first.
+    def _update(
+        self,
+        gradient: Array,
+        scale: float,
+        lr: float,
+        also: tuple[Sums, Sums],
+        running: Array | None,
+        unit: float = 1.0,
+    ) -> None:
+        """One update; with it the second of `also`, and the norm, is added to the first, and buffers become `running`.
 
         The batch's weights were multiplied by `unit`.
         """
@@ -236,6 +324,8 @@ class ComposedProgram:
             slots[:, at] = part
         writes = [(state.parameters, parameters), (state.slots, slots), (state.steps, np.array([t]))]
         writes.append((sums.totals, total.totals))
+        if running is not None:
+            writes.append((state.buffers, running))
         try:
             _write(writes)
         except KeyboardInterrupt:  # between two of the writes: make all of them, then let it pass
@@ -290,7 +380,8 @@ def _inference_program(model: Sequential) -> Program:
     wanted, cached = default_name(), model._inference
     if cached is None or cached[0] != wanted:
         plan = make_plan(model, ops.get_loss("mse"), ops.SGD())
-        state = State(model.parameters, np.empty((0, plan.num_parameters), model.dtype), np.zeros(1, np.int64), 0)
+        slots = np.empty((0, plan.num_parameters), model.dtype)
+        state = State(model.parameters, slots, np.zeros(1, np.int64), 0, model.buffers)
         cached = model._inference = wanted, make_program(plan, state)[1]
     return cached[1]
 
@@ -330,10 +421,11 @@ def gradient_norms(program: Program, feed: Feed, biases: Sequence[bool]) -> Arra
         part = slice(start, start + PREDICT_ROWS)
         x, y, weight = feed.x[part], feed.y[part], None if feed.weight is None else feed.weight[part]
         inputs, deltas = np.empty((2, len(biases), len(x)))
-        rows = PerSample(weight=total[part], input_norms=inputs, delta_norms=deltas)
+        norms = squares[part]
+        rows = PerSample(weight=total[part], input_norms=inputs, delta_norms=deltas, norm_norms=norms)
         program.accumulate(Feed(x, y, weight, batch=len(x)), start, None, rows=rows)
         inputs += np.array(biases)[:, None]  # a bias is a weight whose input is 1
-        squares[part] = np.einsum("ln,ln->n", inputs, deltas)
+        norms += np.einsum("ln,ln->n", inputs, deltas)
     # a class weight is a weight like any other; where it is 0 there is no gradient
     return np.divide(np.sqrt(squares), total, out=np.zeros_like(squares), where=total > 0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,12 +29,15 @@ class State:
         Updates made so far. Programs count here, in memory, so that no interrupt can separate it from the parameters.
     seed : int
         Key of the dropout masks.
+    buffers : ndarray
+        Running statistics, the model's own; an update moves them with the parameters.
     """
 
     parameters: Array
     slots: Array
     steps: Array
     seed: int
+    buffers: Array = field(default_factory=lambda: np.empty(0))
 
 
 @dataclass
@@ -132,7 +135,8 @@ class PerSample:
 
     Row i's gradient is the outer product of the input and the delta of each dense stage, so its squared norm is the sum
     over these stages of ``delta_norms * (input_norms + 1)``, without the 1 where there is no bias (Goodfellow 2015,
-    arXiv:1510.01799). It is that of the row's term of the gradient sum: of the loss times the row's weight.
+    arXiv:1510.01799), and of `norm_norms`. It is that of the row's term of the gradient sum: of the loss times the
+    row's weight. With norms over rows a row has no gradient of its own.
 
     Attributes
     ----------
@@ -146,15 +150,18 @@ class PerSample:
     delta_norms : (L, B) ndarray of float64, optional
         Squared Euclidean norm of each dense stage's dz, the gradient of `loss` with respect to its pre-activation: with
         the row's weight, before `scale`.
+    norm_norms : (B,) ndarray of float64, optional
+        Squared Euclidean norm of what each row adds to the gradients of gamma and beta of all norms over units.
     scale : (B,) ndarray of the plan's dtype, optional
-        Row i enters dw and db times ``scale[i]``. Nothing else sees it: sums, losses, norms and the deltas passed down
-        are those without.
+        Row i enters dw, db, dgamma and dbeta times ``scale[i]``. Nothing else sees it: sums, losses, norms and the
+        deltas passed down are those without.
     """
 
     loss: Array | None = None
     weight: Array | None = None
     input_norms: Array | None = None
     delta_norms: Array | None = None
+    norm_norms: Array | None = None
     scale: Array | None = None
 
 
@@ -179,7 +186,11 @@ class Program(Protocol):
         Threads that the last run ran on.
     tile_rows : int
         Where the order of sums does not depend on the split of a batch into pieces: at multiples of this many rows.
+    running : ndarray or None
+        Statistics of the training forwards since the last update, which the next one makes those of the state.
     """
+
+    running: Array | None
 
     @property
     def lock(self) -> Lock: ...

@@ -337,7 +337,7 @@ def update_cases(pairs: Iterable[tuple[str, str]] = PAIRS) -> list[UpdateCase]:
 # -- networks ----------------------------------------------------------------------------------------------------------
 
 Layers = Callable[[str, int], tuple[int, list]]
-D, A, P = fb.Dense, fb.Activation, fb.Dropout
+D, A, P, LN, BN = fb.Dense, fb.Activation, fb.Dropout, fb.LayerNorm, fb.BatchNorm
 NETS: dict[str, Layers] = {
     "linear": lambda act, o: (5, [D(o)]),
     "two": lambda act, o: (13, [D(17, act), D(o)]),
@@ -347,13 +347,27 @@ NETS: dict[str, Layers] = {
     "tail": lambda act, o: (3, [D(33, act), D(o), P(0.2), A(act)]),
     "narrow": lambda act, o: (64, [D(65, act), D(1, act), D(o, act)]),
     "twice": lambda act, o: (1, [D(5), P(0.5), P(0.25), D(6, bias=False), A(act), A(act), D(o)]),
+    "norm": lambda act, o: (7, [D(33), LN(), A(act), P(0.25), D(o)]),
+    "norms": lambda act, o: (9, [LN(), D(21, act), LN(1e-3), P(0.3), LN(), D(17, bias=False), LN(), A(act), D(o)]),
     "six": lambda act, o: (3, [*(D(n, act) for n in (9, 8, 7, 13, 4)), D(o)]),
 }
 
 FLOAT64_NETS = ("dropout", "narrow")
 
 # beyond the blocks of the kernels, like BLOCKS; too large for every test
-LARGE_NETS: dict[str, Layers] = {"blocks": lambda act, o: (300, [D(530, act), D(200, act), D(o)])}
+LARGE_NETS: dict[str, Layers] = {
+    "blocks": lambda act, o: (300, [D(530, act), D(200, act), D(o)]),
+    "blocknorms": lambda act, o: (130, [LN(), D(87), LN(), A(act), D(o)]),
+}
+
+# rows depend on each other there, and on no weight; for tests that know it
+BATCH_NETS: dict[str, Layers] = {
+    "batch": lambda act, o: (7, [D(33), BN(), A(act), P(0.25), D(o)]),
+    "batches": lambda act, o: (9, [BN(), D(21, act), BN(1e-3, 0.3), LN(), D(17, bias=False), BN(), A(act), D(o)]),
+    "ghosts": lambda act, o: (5, [D(19), BN(ghost_size=4), A(act), D(18), BN(ghost_size=6), A(act), D(o)]),
+    "blockghosts": lambda act, o: (130, [BN(), D(87), BN(ghost_size=32), A(act), D(o)]),
+}
+ALL_NETS = {**NETS, **LARGE_NETS, **BATCH_NETS}
 
 
 @dataclass(frozen=True)
@@ -381,7 +395,7 @@ class NetCase:
         return replace(self, subject="", dtype="float32").id
 
     def model(self) -> fb.Sequential:
-        inputs, layers = {**NETS, **LARGE_NETS}[self.net](self.activation, self.O)
+        inputs, layers = ALL_NETS[self.net](self.activation, self.O)
         made = fb.Sequential(layers, input_size=inputs, seed=3, dtype=self.dtype)
         rng = rng_of(self.numbers)
         for w, b in made.weights:
@@ -389,6 +403,11 @@ class NetCase:
             w[:] = rng.standard_normal(w.shape) / np.sqrt(len(w))
             if b is not None:
                 b[:] = 0.3 * rng.standard_normal(b.shape)
+        for gamma, beta in made.norms:
+            gamma[:] = rng.uniform(0.5, 1.5, gamma.shape) * rng.choice([-1, 1], gamma.shape)
+            beta[:] = 0.3 * rng.standard_normal(beta.shape)
+        for mean, var in made.running:
+            mean[:], var[:] = 0.3 * rng.standard_normal(mean.shape), rng.uniform(0.5, 2, var.shape)
         return made
 
     def plan(self, made: fb.Sequential) -> Plan:
@@ -397,7 +416,7 @@ class NetCase:
     def state(self, made: fb.Sequential) -> State:
         slots = np.zeros((OPTIMIZERS[self.optimizer].slots, made.num_parameters), made.dtype)
         OPTIMIZERS[self.optimizer].begin(slots)
-        return State(made.parameters, slots, np.zeros(1, np.int64), seed=0x1234567890ABCDEF)
+        return State(made.parameters, slots, np.zeros(1, np.int64), 0x1234567890ABCDEF, made.buffers)
 
     def program(self, backend=None) -> tuple[Plan, State, object]:
         """Plan, state and program on `backend`, by default on the subject: fused where offered."""
@@ -410,7 +429,7 @@ class NetCase:
     def feed(self, rows: int | None = None, **changes) -> Feed:
         rows = self.B if rows is None else rows
         rng = rng_of(f"{self.numbers} {rows}")
-        inputs, _ = {**NETS, **LARGE_NETS}[self.net](self.activation, self.O)
+        inputs, _ = ALL_NETS[self.net](self.activation, self.O)
         x = rng.standard_normal((rows, inputs)).astype(self.dtype)
         y = targets(loss_variants(self.O)[self.loss], rows, self.O, self.dtype, rng, self.labels)
         weight = rng.uniform(0, 2, rows) if self.weighted else None

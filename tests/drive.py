@@ -135,7 +135,9 @@ class Recorder:
         self._record("update", inputs, {"p": p, "slots": slots})
 
     def _network(self, plan, state, feed) -> tuple[dict, dict]:
-        arena = training_arena(plan, feed.batch, native._ACTIVATIONS, _native.UPDATE_BLOCK, _native.PARTS, 2)
+        arena = training_arena(
+            plan, feed.batch, native._ACTIVATIONS, _native.UPDATE_BLOCK, _native.PARTS, 2, _native.STATISTICS
+        )
         fields = np.stack([arena.stages[name] for name in arena.stages.dtype.names], axis=1)
         offsets = [arena.y, arena.row_loss, arena.row_weight, arena.row_share, arena.gradient]
         offsets = np.array([*offsets, arena.scratch, arena.scratch_bytes, arena.parts, arena.part_bytes], np.int64)

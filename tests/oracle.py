@@ -195,6 +195,55 @@ def input_gradient(dz, edz, w, dtype: str) -> tuple[Array, Array]:
     return dz @ w, gamma(len(w) + 1, dtype) * (adz @ np.abs(w)) + edz @ np.abs(w) + lost
 
 
+def normalise(x, ex, eps: float, axis: int, dtype: str) -> dict[str, tuple[Array, Array]]:
+    """The normalised x, and one over the deviation, along `axis`: each with its bound.
+
+    Moments are sums of n terms; a difference from the mean errs with both. The factor falls with the variance, so its
+    ends are those of the interval of the variance. sqrt, quotient and the sum with eps are a few roundings more.
+    """
+    n, u = x.shape[axis], U[dtype]
+    mean = x.mean(axis=axis, keepdims=True)
+    emean = np.mean(ex + gamma(n + 1, dtype) * (np.abs(x) + ex), axis=axis, keepdims=True)
+    d = x - mean
+    ed = ex + emean + u * (np.abs(d) + ex + emean)
+    var = np.square(d).mean(axis=axis, keepdims=True)
+    top = np.square(np.abs(d) + ed).mean(axis=axis, keepdims=True) * (1 + gamma(n + 3, dtype)) + TINY[dtype]
+    low = np.square(np.maximum(np.abs(d) - ed, 0)).mean(axis=axis, keepdims=True) * (1 - gamma(n + 3, dtype))
+    factor = 1 / np.sqrt(var + eps)
+    ends = [np.abs(1 / np.sqrt(v + eps) - factor) for v in (low, top)]
+    efactor = np.maximum(*ends) + 4 * u * (factor + ends[0])
+    normal = d * factor
+    enormal = ed * (factor + efactor) + np.abs(d) * efactor + 2 * u * np.abs(normal) + TINY[dtype]
+    return {"normal": (normal, enormal), "factor": (factor, efactor)}
+
+
+def normalise_backward(d, ed, found: dict, axis: int, dtype: str) -> tuple[Array, Array]:
+    """dx = factor (d - mean(d) - normal mean(d normal)), each mean a sum of n terms."""
+    (normal, en), (factor, ef), n, u = found["normal"], found["factor"], d.shape[axis], U[dtype]
+    ad, an = np.abs(d) + ed, np.abs(normal) + en
+    s, a = (v.mean(axis=axis, keepdims=True) for v in (d, d * normal))
+    es = np.mean(ed + gamma(n + 1, dtype) * ad, axis=axis, keepdims=True)
+    ea = np.mean(ed * an + np.abs(d) * en + gamma(n + 3, dtype) * ad * an, axis=axis, keepdims=True)
+    t = d - s - normal * a
+    et = ed + es + en * (np.abs(a) + ea) + np.abs(normal) * ea
+    et = et + 4 * u * (ad + np.abs(s) + es + an * (np.abs(a) + ea))
+    dx = factor * t
+    return dx, ef * (np.abs(t) + et) + factor * et + 4 * u * np.abs(dx) + TINY[dtype] * (1 + factor + ef)
+
+
+def scaled(v, ev, by: Array, dtype: str) -> tuple[Array, Array]:
+    """v times exact numbers."""
+    return v * by, ev * np.abs(by) + U[dtype] * (np.abs(v) + ev) * np.abs(by) + TINY[dtype]
+
+
+def groups_of(norm, rows: int) -> list[tuple[slice, int]]:
+    """Rows that are normalised together, and along which axis."""
+    if not norm.over_rows:
+        return [(slice(0, rows), 1)]
+    size = norm.ghost_size or rows
+    return [(slice(start, start + size), 0) for start in range(0, rows, size)]
+
+
 # -- losses ------------------------------------------------------------------------------------------------------------
 
 
@@ -319,6 +368,14 @@ def network(plan: Plan, state: State, feed: Feed, first_row: int = 0) -> tuple[S
             w = flat[stage.w : stage.w + i * o].reshape(i, o)
             b = None if stage.b is None else flat[stage.b : stage.b + o]
             z, ez = affine(x, w, b, dtype, ex)
+        normals = []
+        if stage.norm is not None:
+            g, shift = flat[stage.norm.gamma :][:o], flat[stage.norm.beta :][:o]
+            for group, axis in groups_of(stage.norm, len(z)):
+                normals.append((group, axis, normalise(z[group], ez[group], stage.norm.eps, axis, dtype)))
+            normal, enormal = (np.concatenate([found["normal"][k] for _, _, found in normals]) for k in (0, 1))
+            z, ez = scaled(normal, enormal, g, dtype)
+            z, ez = z + shift, ez + U[dtype] * (np.abs(z) + ez + np.abs(shift))
         a, ea = activate(act, z, ez, dtype)
         saved = {"none": (None, 0.0), "a": (a, ea), "z": (z, ez)}[act.saves]
         mask = None
@@ -327,16 +384,30 @@ def network(plan: Plan, state: State, feed: Feed, first_row: int = 0) -> tuple[S
             kept = ops.random.dropout_mask(state.seed, int(state.steps[0]), stage.layer, rows, o, stage.threshold)
             mask = kept * (256 / stage.threshold)
             a, ea = a * mask, ea * mask + 2 * U[dtype] * np.abs(a) * mask
-        trail.append((stage, x, ex, w, saved, mask))
+        trail.append((stage, x, ex, w, normals, saved, mask))
         x, ex = a, ea
     y, weight = feed.y[index], None if feed.weight is None else feed.weight[index]
     sums, esums, da, eda = loss(plan.loss, x, y, weight, dtype, ex)
     gradient, bound = np.zeros(plan.num_parameters), np.zeros(plan.num_parameters)
-    for stage, sx, esx, w, (saved, esaved), mask in reversed(trail):
+    for stage, sx, esx, w, normals, (saved, esaved), mask in reversed(trail):
         if mask is not None:
             da, eda = da * mask, eda * mask + 2 * U[dtype] * np.abs(da) * mask
         d, ed = slope(stage.activation, saved, esaved, dtype)
         dz, edz = delta(da, eda, d, ed, dtype)
+        if normals:
+            normal, enormal = (np.concatenate([found["normal"][k] for _, _, found in normals]) for k in (0, 1))
+            o, g = stage.outputs, flat[stage.norm.gamma :][: stage.outputs]
+            # of x^T dz with x the normalised rows, the products of a unit with itself
+            size, esize = np.abs(dz) + edz, np.abs(normal) + enormal
+            along = edz * esize + np.abs(dz) * enormal + gamma(len(dz) + 2, dtype) * size * esize + TINY[dtype]
+            gradient[stage.norm.gamma :][:o] = (dz * normal).sum(axis=0)
+            bound[stage.norm.gamma :][:o] = along.sum(axis=0)
+            gradient[stage.norm.beta :][:o] = dz.sum(axis=0)
+            bound[stage.norm.beta :][:o] = (edz + gamma(len(dz) + 1, dtype) * size + TINY[dtype]).sum(axis=0)
+            d, ed = scaled(dz, edz, g, dtype)
+            dz, edz = np.empty_like(d), np.empty_like(d)
+            for group, axis, found in normals:
+                dz[group], edz[group] = normalise_backward(d[group], ed[group], found, axis, dtype)
         da, eda = dz, edz
         if not stage.has_dense:
             continue
@@ -444,6 +515,9 @@ def tensors(plan: Plan, flat: Array) -> dict[str, Array]:
             found[f"{k}.w"] = flat[..., stage.w : stage.w + size]
             if stage.b is not None:
                 found[f"{k}.b"] = flat[..., stage.b : stage.b + stage.outputs]
+        if stage.norm is not None:
+            found[f"{k}.gamma"] = flat[..., stage.norm.gamma : stage.norm.gamma + stage.outputs]
+            found[f"{k}.beta"] = flat[..., stage.norm.beta : stage.norm.beta + stage.outputs]
     return found
 
 

@@ -653,6 +653,8 @@ UNKNOWN_KEYWORDS = {
     ),
     "Activation": (lambda **k: fb.Activation(**k), {"nme": "name"}),
     "Dropout": (lambda **k: fb.Dropout(**k), {"rte": "rate", "zzz": None}),
+    "LayerNorm": (lambda **k: fb.LayerNorm(**k), {"epss": "eps", "zzz": None}),
+    "BatchNorm": (lambda **k: fb.BatchNorm(**k), {"momentun": "momentum", "ghost_sise": "ghost_size"}),
     "SGD": (lambda **k: fb.SGD(**k), {"learning_rate": "lr", "momentun": "momentum", "nestrov": "nesterov"}),
     "Adam": (
         lambda **k: fb.Adam(**k),

@@ -127,7 +127,7 @@ def test_arena_ranges_do_not_overlap(case, rows):
 
     plan = case.plan(case.model())
     arena = training_arena(
-        plan, rows, {name: k for k, name in enumerate(ops.ACTIVATIONS)}, (128, 512, 1024), (8, 32), 3
+        plan, rows, {name: k for k, name in enumerate(ops.ACTIVATIONS)}, (128, 512, 1024), (8, 32), 3, 5
     )
     ranges = {
         ("y", -1): (arena.y, rows * int(arena.stages[-1]["out_ld"]) * 4),

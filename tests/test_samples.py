@@ -20,7 +20,7 @@ from fastbatch.protocol import Feed, PerSample, Sums
 from fastbatch.training import steps as steps_module
 
 backends = pytest.mark.parametrize("backend", BACKENDS)
-FIELDS = ("loss", "weight", "input_norms", "delta_norms")
+FIELDS = ("loss", "weight", "input_norms", "delta_norms", "norm_norms")
 # of a norm: what rounding leaves between a row alone and the same row among others
 CLOSE = {"float32": 2e-5, "float64": 1e-12}
 FIRST_ROW = 5
@@ -32,7 +32,7 @@ def dense(plan) -> list:
 
 def asked(plan, rows: int, **given) -> PerSample:
     """All numbers asked for; what is not written stays NaN."""
-    shapes = {"loss": rows, "weight": rows, "input_norms": (len(dense(plan)), rows)}
+    shapes = {"loss": rows, "weight": rows, "norm_norms": rows, "input_norms": (len(dense(plan)), rows)}
     arrays = {name: np.full(shapes.get(name, shapes["input_norms"]), np.nan) for name in FIELDS}
     return PerSample(**arrays, **given)
 
@@ -83,8 +83,11 @@ def check_per_sample(case: NetCase, made: tuple | None = None) -> None:
             assert_close(rows.input_norms[k, i] * rows.delta_norms[k, i], squares["w"], share, f"{where}: dw")
             if stage.b is not None:
                 assert_close(rows.delta_norms[k, i], squares["b"], share, f"{where}: db")
+        own = [t for name, t in oracle.tensors(plan, alone).items() if name.endswith(("gamma", "beta"))]
+        expected.norm_norms[i] = sum(np.square(t, dtype=np.float64).sum() for t in own)
     assert_close(rows.loss, expected.loss, share, f"{case.id}: loss")
     assert_close(rows.weight, expected.weight, share, f"{case.id}: weight")
+    assert_close(rows.norm_norms, expected.norm_norms, share, f"{case.id}: norm_norms")
     first = plan.stages[0]
     if first.has_dense:
         exact = np.square(feed.x, dtype=np.float64).sum(axis=1)
@@ -358,8 +361,14 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("lie", LIES)
-@pytest.mark.parametrize("net", ["two", "dropout", "tail", "six"])
+OF_NORMS = [lie for lie in LIES if lie.startswith("norm_norms")]
+
+
+@pytest.mark.parametrize(
+    ("net", "lie"),
+    [(net, lie) for net in ("two", "dropout", "tail", "six") for lie in LIES if lie not in OF_NORMS]
+    + [(net, lie) for net in ("norm", "norms") for lie in LIES],
+)
 def test_lies_about_rows(net, lie):
     case = NetCase(HOST, net, "tanh", "mse", weighted=True)
     plan, state, _ = case.program()

@@ -249,6 +249,7 @@ class FusedProgram:
         self._flops_per_row = plan.flops_per_row * wide / (4 if plan.precision == "bf16" else 1)
         self._update_flops = _UPDATE_FLOPS * wide * plan.num_parameters
         self._rows = self._threads_reserved = -1
+        self.running: Array | None = None  # statistics that the next update makes those of the state
         self._training = self._network(1.0)
         self._inference = self._network(_FORWARD)
         self._inference_arena = inference_arena(plan, _PREDICT_BLOCK, _ACTIVATIONS)
@@ -263,6 +264,7 @@ class FusedProgram:
             self.target,
             state.parameters,
             state.slots,
+            state.buffers,
             state.steps,
             state.seed,
             _LOSSES[plan.loss.name],
@@ -286,7 +288,9 @@ class FusedProgram:
     def _reserve(self, rows: int, threads_: int) -> None:
         if rows > self._rows or threads_ > self._threads_reserved:
             rows, threads_ = max(rows, self._rows), max(threads_, self._threads_reserved)
-            arena = training_arena(self.plan, rows, _ACTIVATIONS, _native.UPDATE_BLOCK, _native.PARTS, threads_)
+            arena = training_arena(
+                self.plan, rows, _ACTIVATIONS, _native.UPDATE_BLOCK, _native.PARTS, threads_, _native.STATISTICS
+            )
             self._training.place(arena, memory.zeros(arena.nbytes, np.uint8), np.empty(rows, np.int64))
             self._rows, self._threads_reserved = rows, threads_
 
@@ -323,6 +327,7 @@ class FusedProgram:
     def run(self, feed: Feed, first: int, last: int, lrs: Array, budget: float, sums: Sums) -> int:
         piece = feed.most
         threads_ = self._begin(piece)
+        self.running = None
         step, status, value = self._training.run(
             feed.x, feed.y, feed.weight, feed.order, min(feed.batch, feed.rows), piece, feed.outputs, first, last, lrs,
             int(budget * 1e9), threads_, sums.totals, feed.noise,
@@ -356,7 +361,9 @@ class FusedProgram:
             self.predict(x, out)
             return out
         self._begin(len(x))  # backward's threads, too
-        self._training.forward(x, first_row, out, self._threads(len(x), _FORWARD))
+        running = (self.state.buffers if self.running is None else self.running).copy()
+        self._training.forward(x, first_row, out, self._threads(len(x), _FORWARD), running)
+        self.running = running
         self._training.pending = x, first_row
         return out
 
@@ -370,7 +377,8 @@ class FusedProgram:
     def update(self, gradient: Array, scale: float, lr: float) -> None:
         self._reserve(1, 1)
         threads_ = threads.allowed(self.num_threads, self._update_flops)
-        status = self._training.update(gradient, scale, lr, threads_)
+        running, self.running = self.running, None
+        status = self._training.update(gradient, scale, lr, threads_, running)
         if status != _native.OK:
             raise self._diverged(status, float(np.abs(gradient).max()) * scale)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..errors import ArgumentError, unknown_name
-from . import random
+from . import norms, random
 from .activations import ACTIVATIONS, SYNONYMS, Activation
 from .initializers import AUTO, INITIALIZERS, Initializer
 from .losses import LOSSES, Loss
@@ -32,6 +32,7 @@ __all__ = [
     "get_metrics",
     "get_optimizer",
     "measure",
+    "norms",
     "random",
 ]
 

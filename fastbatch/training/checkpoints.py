@@ -33,7 +33,7 @@ REGISTRIES: tuple[Mapping[str, type], ...] = (
 )  # fmt: skip
 
 # Attributes of a trainer that files hold as they are; one that an older file lacks keeps its first value.
-ATTRIBUTES = ("epochs", "lr_factor", "_gradient", "_gradient_rows", "_input_scale")
+ATTRIBUTES = ("epochs", "lr_factor", "_gradient", "_gradient_rows", "_running", "_input_scale")
 
 
 def _known() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from .. import batching, checks, ops
 from ..augment import noise_of
 from ..data.orders import epoch_order
 from ..errors import ArgumentError
+from ..plan import check_micro_batch
 from ..protocol import Feed, Sums
 from ..schedules import Schedule
 from .callbacks import Callback, matching_states, states_of, steps_to_stop
@@ -281,6 +282,9 @@ class Fit:
         feed = data.feed(order, size, self.settings.drop_last)
         feed.piece = min(size, self.settings.micro_batch_size or size)
         feed.batch = size * trainer.gradient_accumulation_steps
+        accumulated = "batch_size with gradient_accumulation_steps"
+        where = accumulated if self.settings.micro_batch_size is None else "micro_batch_size"
+        check_micro_batch(trainer._plan, feed.piece, min(feed.batch, feed.rows), where)
         if trainer.metrics and self.outputs is None:
             self.outputs = np.zeros((feed.rows, trainer.model.output_size), trainer.model.dtype)
         feed.outputs, feed.noise = self.outputs, self.settings.noise

@@ -9,6 +9,7 @@ import numpy as np
 from .. import checks, ops
 from ..errors import ArgumentError, DivergenceError, ShapeError, named_keywords
 from ..model import Sequential
+from ..plan import Plan, check_micro_batch
 from ..program import gradient_norms
 from ..protocol import Feed, Program, Sums
 from .door import Data, Exclusive, data_of, inputs_of
@@ -28,6 +29,7 @@ class Steps:
     loss: ops.Loss
     optimizer: ops.Optimizer
     lr_factor: float
+    _plan: Plan
     _program: Program
     _busy: Exclusive
     _steps: Array
@@ -38,6 +40,15 @@ class Steps:
     @property
     def steps(self) -> int:
         return self._steps.item()
+
+    @property
+    def _running(self) -> Array | None:
+        """Statistics that wait, with the gradient, for :meth:`update`."""
+        return self._program.running
+
+    @_running.setter
+    def _running(self, value: Array | None) -> None:
+        self._program.running = value
 
     def _rate(self, t: int) -> float:
         """Learning rate of update `t`, counted from 0."""
@@ -104,7 +115,8 @@ class Steps:
             As in :meth:`step`.
         micro_batch_size : int, optional
             Rows per pass; bounds memory and changes nothing else: no bit of the result on the c backend (in bf16 at
-            multiples of ``tile_rows``), rounding on the reference. Dropout draws what the next update would.
+            multiples of ``tile_rows``), rounding on the reference. Dropout draws what the next update would. With a
+            BatchNorm it must hold whole ghost batches.
 
         Returns
         -------
@@ -115,6 +127,7 @@ class Steps:
             data = self._data(x, y, sample_weight)
             rows = len(data.x)
             size = rows if micro_batch_size is None else checks.count("micro_batch_size", micro_batch_size)
+            check_micro_batch(self._plan, size, rows)
             gradient = np.zeros(self.model.num_parameters, self.model.dtype)
             self._forward_shape = None
             total = Sums()
@@ -132,7 +145,8 @@ class Steps:
         Element i is the norm of ``gradients(x[i:i+1], y[i:i+1])[1]``, but for dropout, which draws for each row what
         the next update on `x` would. No gradient is formed: that of a dense layer is the outer product of its input x
         and its delta dz, so ``norm^2 = sum over the dense layers of |dz|^2 (|x|^2 + 1)``, without the 1 where the layer
-        has no bias [1]_. Costs two thirds of :meth:`gradients`.
+        has no bias, and of what the row adds to gamma and beta of each LayerNorm [1]_. Costs two thirds of
+        :meth:`gradients`.
 
         Parameters
         ----------
@@ -147,12 +161,18 @@ class Steps:
 
         Raises
         ------
+        ArgumentError
+            With a BatchNorm: rows depend on each other there, and have no gradients of their own.
         ShapeError, DTypeError, DataError, BusyError
 
         References
         ----------
         .. [1] I. Goodfellow, "Efficient per-example gradient computations", 2015, arXiv:1510.01799.
         """
+        if self.model.buffers.size:
+            raise ArgumentError(
+                "gradient_norms: expected a model without BatchNorm, in which rows have no gradients of their own"
+            )
         with self._busy:
             data = self._data(x, y)
             self._forward_shape = None

@@ -156,9 +156,11 @@ class Trainer(Steps):
         self._connect(backend)
 
     def _connect(self, backend: str) -> None:
-        state = State(self.model.parameters, self._slots, self._steps, self.seed)
-        plan = make_plan(self.model, self.loss, self.optimizer, self.precision, self.max_grad_norm, self.clip_value)
-        self.backend, self._program = make_program(plan, state, backend, self.num_threads)
+        state = State(self.model.parameters, self._slots, self._steps, self.seed, self.model.buffers)
+        self._plan = make_plan(
+            self.model, self.loss, self.optimizer, self.precision, self.max_grad_norm, self.clip_value
+        )
+        self.backend, self._program = make_program(self._plan, state, backend, self.num_threads)
         self._busy = Exclusive(self._program.lock)
         self._forward_shape: tuple[int, int] | None = None
         self._fit: Fit | None = None  # the running fit, or the last one
@@ -166,13 +168,15 @@ class Trainer(Steps):
 
     def __getstate__(self) -> dict:
         state = self.__dict__.copy()
-        for name in ("_program", "_busy", "_forward_shape", "_fit"):
+        for name in ("_plan", "_program", "_busy", "_forward_shape", "_fit"):
             del state[name]
-        return state
+        return {**state, "_running": self._running}
 
     def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
+        running = state["_running"]
+        self.__dict__.update({name: value for name, value in state.items() if name != "_running"})
         self._connect(state["backend"])
+        self._running = running
 
     def __copy__(self) -> Trainer:
         return copy.deepcopy(self)  # a shallow copy would share the model and the counters under a lock of its own
