@@ -245,9 +245,10 @@ def check_micro_batch(plan: Plan, size: int, rows: int, where: str = "micro_batc
     ghost = plan.ghost_rows
     if size >= rows or (ghost is not None and size % ghost == 0):
         return
-    whole = "all of them: a BatchNorm without ghost_size" if ghost is None else f"a multiple of {ghost}: a BatchNorm"
+    whole = f"all {rows} rows of the logical batch" if ghost is None else f"a multiple of {ghost}"
     raise ArgumentError(
-        f"{where}: expected {whole} takes its statistics over rows of the logical batch; got {size} for {rows} rows"
+        f"{where}: expected {whole}, over which BatchNorm(ghost_size={ghost}) takes its statistics; got {size}. "
+        f"BatchNorm(ghost_size={size}) takes them over {size} rows"
     )
 
 

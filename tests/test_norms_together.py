@@ -120,11 +120,11 @@ def test_threads_change_no_bit(units, options):
 def test_pieces_that_cut_a_ghost_batch_are_refused(backend):
     for trainer, options, words in (
         (_trainer(backend=backend), {"micro_batch_size": 33}, "micro_batch_size: expected a multiple of 32"),
-        (_trainer(ghost=None, backend=backend), {"micro_batch_size": 32}, "micro_batch_size: expected all of them"),
+        (_trainer(ghost=None, backend=backend), {"micro_batch_size": 32}, "micro_batch_size: expected all [0-9]+ rows"),
         (
             _trainer(ghost=None, backend=backend, gradient_accumulation_steps=2),
             {},
-            "batch_size with gradient_accumulation_steps: expected all of them",
+            "batch_size with gradient_accumulation_steps: expected all [0-9]+ rows",
         ),
     ):
         before = trainer.model.parameters.copy()
