@@ -97,7 +97,8 @@ static void update_all(void *context, int t, int threads)
 {
     frame *f = context;
     const fp_mode mode = fp_enter();
-    const moment now = moment_of(f->net, *f->lr, *f->net->steps + 1, 1);
+    moment now = {0};
+    set_moment(&now, f->net, *f->lr, *f->net->steps + 1, 1);
     const int status = fb_apply_gradient(f, f->gradient, f->scale, &now, t, threads);
     if (t == 0) f->outcome.status = status;
     fp_leave(mode);

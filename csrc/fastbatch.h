@@ -110,6 +110,8 @@ typedef struct fb_input {
     double noise;              /* standard deviation of what is added to that in training; 0: nothing */
 } fb_input;
 
+struct fb_network;
+
 /* One table per target and dtype. Nothing here allocates, locks or fails. */
 typedef struct fb_kernels {
     const char *target, *dtype;
@@ -146,6 +148,10 @@ typedef struct fb_kernels {
     void (*dense_update)(int64_t batch, int64_t inputs, int64_t outputs, const void *x, int64_t x_ld, const void *dz,
                          int64_t dz_ld, int64_t begin, int64_t end, int rule, const double *constants, double scale,
                          fb_slice slice, void *scratch, fb_ahead *ahead);
+    /* All stages on one row, for networks of products and activations alone, in the bits of the kernels above: z and a of
+     * every stage; then, from dy of the last, which is overwritten, the gradient (N,). NULL where there is no such form. */
+    void (*row_forward)(const struct fb_network *net, char *arena, const void *x);
+    void (*row_gradient)(const struct fb_network *net, char *arena, const void *x, void *gradient);
     /* Random words: two of 64 bits for each of the `count` Philox counters from {first, purpose} on; room for a multiple
      * of 8 counters. */
     void (*philox)(uint64_t first, uint64_t purpose, uint64_t key, int64_t count, uint64_t *words);

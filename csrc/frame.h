@@ -19,6 +19,7 @@ typedef struct frame {
     char *arena;
     int64_t first_trained; /* stage; those before it have no parameters */
     int training;
+    int single;       /* a step of one row may take row_forward and row_gradient */
     int coupled;      /* statistics over rows: in phase A all threads meet at every such norm */
     lane *lanes;      /* one per thread; written before a barrier, read after it */
     double *squares;  /* FB_NORM_PARTS, alike: of stretches of the gradient, where its norm is limited */
@@ -51,11 +52,10 @@ typedef struct moment {
     double constants[FB_MAX_CONSTANTS]; /* where the network is uniform: made early, as their divisions take long */
 } moment;
 
-static inline moment moment_of(const fb_network *net, double lr, int64_t t, double unit)
+static inline void set_moment(moment *m, const fb_network *net, double lr, int64_t t, double unit)
 {
-    moment m = {.lr = lr, .t = t, .unit = unit};
-    if (net->uniform) fb_prepare(&net->segments[0].optimizer, lr, t, 1, NULL, m.constants);
-    return m;
+    m->lr = lr, m->t = t, m->unit = unit;
+    if (net->uniform) fb_prepare(&net->segments[0].optimizer, lr, t, 1, NULL, m->constants);
 }
 
 /* Thread t's share of n items, cut at multiples of `unit` so that no tile is split. Thread 0 always has one. */
@@ -124,6 +124,10 @@ const char *fb_stage_input(const frame *f, const char *arena, int64_t k, int64_t
 const char *fb_norm_input(const frame *f, const char *arena, int64_t k, int64_t base, int64_t r, int64_t *ld);
 
 /* -- rows.c: batch rows [rows.begin, rows.end) of the batch that starts at row `base` of the pass --------------------- */
+/* The outputs of these rows to where the caller wants them. */
+void fb_put_outputs(const frame *f, const char *arena, int64_t base, range rows);
+/* Where the inputs of the batch's first row are: in the arena, once made, where they are converted on the way. */
+const char *fb_single_input(const frame *f, int64_t base, uint32_t update);
 void fb_rows_forward(const frame *f, char *arena, int64_t base, range rows, crew c, uint32_t update);
 /* A power of two that brings the weights of a step near 1. */
 double fb_weight_unit(const fb_feed *feed, int64_t base, int64_t rows);

@@ -37,6 +37,22 @@ static inline void fetch(const frame *f, char *arena, int64_t base, range rows, 
         f->k->noise(n, s->inputs, x, s->x_ld, f->net->seed, update, f->first_row + rows.begin, feed->input->noise);
 }
 
+void fb_put_outputs(const frame *f, const char *arena, int64_t base, range rows)
+{
+    const fb_kernels *k = f->k;
+    const fb_stage *s = &f->net->stages[f->net->stage_count - 1];
+    k->gather(rows.end - rows.begin, s->outputs, arena + s->out + rows.begin * s->out_ld * k->size, s->out_ld * k->size,
+              NULL, f->feed->outputs + (base + rows.begin) * s->outputs * k->size, s->outputs);
+}
+
+const char *fb_single_input(const frame *f, int64_t base, uint32_t update)
+{
+    const fb_feed *feed = f->feed;
+    if (!feed->input) return feed->x + (feed->order ? feed->order[base] : base) * feed->x_stride;
+    fetch(f, f->arena, base, (range){0, 1}, update);
+    return f->arena + f->net->stages[0].x;
+}
+
 const char *fb_norm_input(const frame *f, const char *arena, int64_t k, int64_t base, int64_t r, int64_t *ld)
 {
     const fb_stage *s = &f->net->stages[k];
@@ -121,11 +137,7 @@ void fb_rows_forward(const frame *f, char *arena, int64_t base, range rows, crew
             k->dropout(n, s->outputs, a, out, s->out_ld, net->seed, update, (uint32_t)s->layer,
                        f->first_row + rows.begin, s->threshold);
     }
-    if (feed->outputs) {
-        const fb_stage *s = &net->stages[net->stage_count - 1];
-        k->gather(n, s->outputs, arena + s->out + rows.begin * s->out_ld * k->size, s->out_ld * k->size, NULL,
-                  feed->outputs + (base + rows.begin) * s->outputs * k->size, s->outputs);
-    }
+    if (feed->outputs) fb_put_outputs(f, arena, base, rows);
 }
 
 static double row_weight(const fb_feed *feed, int64_t row)

@@ -56,12 +56,36 @@ static int step_in_pieces(frame *shared, int64_t base, int64_t rows, double unit
     return status;
 }
 
+static int is_chain(const fb_network *net)
+{
+    for (int64_t i = 0; i < net->stage_count; i++) {
+        const fb_stage *s = &net->stages[i];
+        if (s->w < 0 || s->gamma >= 0 || s->threshold < 256) return 0;
+    }
+    return 1;
+}
+
+/* A step of one row, on one thread: whatever walks over rows or shares them out costs more than it does. */
+static int step_of_one(frame *f, int64_t base, double unit, const moment *now, uint32_t update)
+{
+    char *gradient = f->arena + f->net->gradient;
+    const char *x = fb_single_input(f, base, update);
+    f->k->row_forward(f->net, f->arena, x);
+    if (f->feed->outputs) fb_put_outputs(f, f->arena, base, (range){0, 1});
+    fb_rows_loss(f, base, (range){0, 1}, unit);
+    if (!fb_rows_are_finite(f, (range){0, 1})) return FB_LOSS_NOT_FINITE;
+    f->k->row_gradient(f->net, f->arena, x, gradient);
+    const double weight = fb_total_weight(f, 1, 0);
+    return fb_apply_gradient(f, gradient, weight > 0 ? 1 / weight : 0, now, 0, 1);
+}
+
 static void run(void *context, int t, int threads)
 {
     frame *f = context;
     const fb_network *net = f->net;
     const fp_mode mode = fp_enter();
     const int64_t made = *net->steps;
+    moment now = {0};
     /* a look at the clock costs about 25 ns: rare where a step is of that order */
     const int64_t look_every = f->feed->batch * net->parameter_count < 20000 ? 64 : 1;
     for (int64_t s = f->first; s < f->last; s++) {
@@ -69,12 +93,14 @@ static void run(void *context, int t, int threads)
         const int64_t rows = left < f->feed->batch ? left : f->feed->batch;
         const uint32_t update = (uint32_t)(made + s - f->first);
         const double unit = fb_weight_unit(f->feed, base, rows);
-        const moment now = moment_of(net, f->lr[s - f->first], made + s - f->first + 1, unit);
+        set_moment(&now, net, f->lr[s - f->first], made + s - f->first + 1, unit);
         const int whole = rows <= f->feed->piece;
         int status;
         fb_sums sums = {0};
         f->lanes[t].loss_bad = 0;
-        if (whole) {
+        if (rows == 1 && f->single) {
+            status = t == 0 ? step_of_one(f, base, unit, &now, update) : FB_OK;
+        } else if (whole) {
             prepare_rows(f, base, rows, unit, !fb_holds_gradient(net), update, t, threads);
             status = fb_apply(f, base, rows, &now, t, threads);
         } else {
@@ -113,6 +139,7 @@ fb_outcome fb_run(const fb_network *net, char *arena, const fb_feed *feed, int64
     frame f = fb_frame(net, arena, feed);
     f.lanes = lanes;
     if (!in_parts(net)) f.first_trained = fb_first_trained(net); /* parts are summed and looked at whole */
+    f.single = in_parts(net) && net->kernels->row_forward && is_chain(net);
     f.squares = squares;
     f.outcome.next = first;
     f.sums = *sums;

@@ -206,7 +206,7 @@ def test_targets_are_data(name):
         assert f"#define {word}" in text, f"{name}: no {word}"
 
 
-KERNELS = ("elementwise", "source", "random", "loss", "norm", "update", "dense", "dense_bf16", "measure")
+KERNELS = ("elementwise", "source", "random", "loss", "norm", "update", "dense", "row", "dense_bf16", "measure")
 
 
 @pytest.mark.parametrize("name", NAMED)

@@ -8,6 +8,7 @@ import numpy as np
 import oracle
 import pytest
 from cases import (
+    DTYPES,
     FUSED,
     LOSS_NAMES,
     MAIN_OPTIMIZERS,
@@ -19,6 +20,7 @@ from cases import (
     net_cases,
     parametrize,
     rng_of,
+    targets,
 )
 
 import fastbatch as fb
@@ -197,6 +199,35 @@ def test_order_is_a_gather(case):
     assert_same_runs(run(case, copied), shuffled, case.id)
     other = run(case, replace(feed, order=np.ascontiguousarray(order[::-1])))
     assert other[0][0].tobytes() != shuffled[0][0].tobytes()
+
+
+@pytest.mark.parametrize("subject", FUSED)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", [(16, 32, 1), (1, 1), (5, 3), (7, 64, 33, 4), (70, 17, 5)], ids=str)
+@pytest.mark.parametrize("activation", ["tanh", "gelu"])
+def test_a_row_alone_is_a_batch_of_one(subject, dtype, sizes, activation):
+    """Steps of one row take a shorter way, which a first stage without weights bars; not a bit differs."""
+    inputs, *widths = sizes
+    layers = [fb.Dense(width, activation if width != widths[-1] else "identity") for width in widths]
+    layers[0] = replace(layers[0], bias=False)
+    loss = fb.losses.MSE() if widths[-1] < 4 else fb.losses.CrossEntropy(weight=np.linspace(0.5, 2, widths[-1]))
+    rng = rng_of(f"{sizes} {activation}")
+    x = rng.standard_normal((9, inputs)).astype(dtype)
+    y = targets(loss, 9, widths[-1], dtype, rng, True)
+    weight = rng.choice([0.0, 0.5, 3.0], 9)
+    ran = []
+    for first in ([], [fb.Activation("identity")]):
+        made = fb.Sequential([*first, *layers], input_size=inputs, seed=3, dtype=dtype)
+        plan = make_plan(made, loss, fb.Adam(lr=LR), clip_value=0.3)
+        slots = np.zeros((2, made.num_parameters), dtype)
+        state = State(made.parameters, slots, np.zeros(1, np.int64), 1, made.buffers)
+        program = SUBJECTS[subject].program(plan, state, None)
+        feed = Feed(x, y, weight, order=rng_of("order").permutation(9), batch=1, noise=0.1)
+        feed.outputs = np.full((9, widths[-1]), np.nan, dtype)
+        sums = Sums()
+        assert program.run(feed, 0, 9, LRS[:9], FOREVER, sums) == 9
+        ran.append(((*snapshot(state), feed.outputs), sums))
+    assert_same_runs(*ran, f"{sizes}")
 
 
 @parametrize(few_nets())
