@@ -99,7 +99,7 @@ sanitize: export CC = gcc
 sanitize:  ## run the tests against a build with the address and undefined-behaviour sanitizers (gcc)
 	rm -rf $(SANITIZE_DIR)
 	mkdir -p $(SANITIZE_DIR)
-	cp -r csrc fastbatch tests Makefile setup.py pyproject.toml README.md DESIGN.md LICENSE $(SANITIZE_DIR)
+	cp -r csrc docs examples fastbatch tests Makefile setup.py pyproject.toml *.md LICENSE $(SANITIZE_DIR)
 	rm -f $(SANITIZE_DIR)/fastbatch/_native*.so
 	cd $(SANITIZE_DIR) && DEBUG=1 SANITIZE=address,undefined $(PYTHON) setup.py build_ext --inplace
 	cd $(SANITIZE_DIR) && \

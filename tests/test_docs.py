@@ -1,0 +1,247 @@
+"""docs/ and README.md: examples print what they show, tables agree with the registries, nothing public is missing."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import doctest
+import inspect
+import io
+import math
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import fastbatch as fb
+from fastbatch import ops
+from fastbatch.schedules import SCHEDULES
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
+WITHOUT_EXAMPLE = {"docs/README.md": "a list of the others", "docs/accuracy.md": "generated"}
+LINKED = [*PAGES, *map(ROOT.joinpath, ("CONTRIBUTING.md", "DESIGN.md", "tests/README.md", "examples/README.md"))]
+
+# Functions that the library's own modules share through `__all__`
+INTERNAL = {"noise_of"}
+MODULES = ("augment", "batching", "kernels", "losses", "schedules")
+
+
+class Block(NamedTuple):
+    """A fenced block: what is behind the fence, its text, the line it begins in."""
+
+    kind: str
+    text: str
+    line: int
+
+
+def blocks_of(text: str) -> list[Block]:
+    found = re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [Block(m[1], m[2], text.count("\n", 0, m.start(2))) for m in found]
+
+
+def run(text: str, name: str) -> list[str]:
+    """Run the ```python blocks of a page one after another; what differs from the ```text behind each."""
+    blocks, namespace, wrong = blocks_of(text), {"__name__": "__main__"}, []
+    checker, flags = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    for block, behind in zip(blocks, [*blocks[1:], Block("", "", 0)]):
+        if block.kind != "python":
+            continue
+        shown = behind.text if behind.kind == "text" else ""
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            # the page's own lines in a traceback
+            exec(compile("\n" * block.line + block.text, name, "exec"), namespace)
+        if not checker.check_output(shown, printed.getvalue(), flags):
+            wrong.append(f"{name}:{block.line}: the page shows\n{shown}but it prints\n{printed.getvalue()}")
+    return wrong
+
+
+@pytest.mark.parametrize("name", [name for name in TEXTS if name not in WITHOUT_EXAMPLE])
+def test_examples_print_what_the_page_shows(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert any(block.kind == "python" for block in blocks_of(TEXTS[name])), f"{name}: expected an example"
+    wrong = run(TEXTS[name], name)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_examples_that_print_something_else_are_found():
+    assert not run("```python\nx = 3\nprint(x)\n```\n\n```text\n3\n```\n", "page")
+    assert run("```python\nprint(4)\n```\n\n```text\n3\n```\n", "page")
+    assert run("```python\nprint(4)\n```\n", "page"), "what is printed has to be shown"
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_code_is_where_it_is_run(name):
+    text = TEXTS[name]
+    kinds = {block.kind for block in blocks_of(text)}
+    assert kinds <= {"python", "text", "sh"}, f"{name}: expected ```python, ```text or ```sh, got {kinds}"
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    assert "```" not in prose, f"{name}: a fence that is not closed"
+    loose = re.findall(r"^    .*(?:fb\.|trainer\.|model\.|import ).*", prose, re.MULTILINE)
+    assert not loose, f"{name}: code that nothing runs: {loose}"
+
+
+# -- links -------------------------------------------------------------------------------------------------------------
+
+
+def anchors_of(text: str) -> set[str]:
+    """Anchors of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", text)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name}: {target}"
+        if anchor:
+            assert anchor in anchors_of(file.read_text(encoding="utf-8")), f"{page.name}: {target}"
+
+
+def test_the_index_names_every_page():
+    linked = set(re.findall(r"\]\((\w+\.md)", TEXTS["docs/README.md"]))
+    assert linked == {Path(name).name for name in TEXTS if name.startswith("docs/")} - {"README.md"}
+    assert "](docs/README.md)" in TEXTS["README.md"]
+
+
+# -- nothing is missing ------------------------------------------------------------------------------------------------
+
+
+def words_in_code() -> set[str]:
+    """Identifiers in fenced blocks and between backticks."""
+    code: list[str] = []
+    for text in TEXTS.values():
+        code += [block.text for block in blocks_of(text)]
+        code += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+    return set(re.findall(r"\w+", "\n".join(code)))
+
+
+def test_every_public_name_is_in_the_docs():
+    names = {name for module in (fb, *(getattr(fb, name) for name in MODULES)) for name in module.__all__}
+    assert not sorted(names - INTERNAL - words_in_code())
+
+
+def members_of(cls: type) -> set[str]:
+    return {name for name in dir(cls) if not name.startswith("_")}
+
+
+def test_methods_and_parameters_are_in_the_docs():
+    """Of the trainer, the model and what the fit returns: each method, property and parameter."""
+    names = (
+        members_of(fb.Trainer) | members_of(fb.Sequential) | (members_of(fb.History) - members_of(dict) - {"append"})
+    )
+    for function in (fb.Trainer, fb.Trainer.fit, fb.Trainer.resume, fb.Sequential.predict, fb.MLP, fb.Sequential):
+        names |= set(inspect.signature(function).parameters)
+    assert not sorted(names - {"self"} - words_in_code())
+
+
+def test_every_row_of_the_registries_is_in_the_docs():
+    rows = {*ops.ACTIVATIONS, *ops.LOSSES, *ops.METRICS, *ops.INITIALIZERS, *SCHEDULES}
+    assert not sorted(rows - words_in_code())
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+NUMPY = {name: getattr(np, name) for name in ("abs", "cos", "exp", "log", "log1p", "maximum", "sign", "tanh", "where")}
+NUMPY |= {"pi": math.pi, "sqrt": np.sqrt, "erf": np.vectorize(math.erf), "sum": lambda a: a.sum(axis=1, keepdims=True)}
+
+
+def table(page: str, heading: str) -> list[list[str]]:
+    """Rows of the table whose first column has this heading, without backticks."""
+    lines = TEXTS[page].splitlines()
+    start = next(k for k, line in enumerate(lines) if line.startswith(f"| {heading} |"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip().strip("`").replace("\\|", "|") for cell in line.strip("|").split(" | ")])
+    return rows
+
+
+def signature(text: str) -> tuple[str, dict[str, object]]:
+    """Name and arguments of a call as a table shows it; what has no default is `inspect.Parameter.empty`."""
+    call = ast.parse(text, mode="eval").body
+    arguments: dict[str, object] = {ast.unparse(argument): inspect.Parameter.empty for argument in call.args}
+    arguments.update({keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords})
+    return ast.unparse(call.func), arguments
+
+
+def real_signature(function) -> dict[str, object]:
+    return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+
+
+@pytest.mark.parametrize(("page", "heading"), [("models", "layer"), ("callbacks", "callback")])
+def test_signatures_of_layers_and_callbacks(page, heading):
+    for row in table(f"docs/{page}.md", heading):
+        if "=..." in row[0] or "(" not in row[0]:
+            continue
+        name, arguments = signature(row[0])
+        assert arguments.items() <= real_signature(getattr(fb, name)).items(), row[0]
+
+
+def test_formulas_of_the_activations():
+    rows = table("docs/models.md", "activation")
+    assert [row[0] for row in rows] == list(ops.ACTIVATIONS)
+    z = np.linspace(-4, 4, 41)
+    for name, formula in (row[:2] for row in rows):
+        got = eval(formula, NUMPY, {"z": z, "sigmoid": ops.ACTIVATIONS["sigmoid"].value})
+        assert np.allclose(got, ops.ACTIVATIONS[name].value(z), rtol=1e-12, atol=1e-15), name
+
+
+def test_formulas_of_the_losses(rng):
+    rows = table("docs/losses.md", "loss")
+    assert [row[0] for row in rows] == list(ops.LOSSES)
+    a = rng.normal(size=(9, 3))
+    for name, written, formula in (row[:3] for row in rows):
+        cls = ops.LOSSES[name]
+        assert signature(written) == (cls.__name__, real_signature(cls))
+        for loss in (cls(), *others(cls)):
+            y = rng.uniform(0.1, 0.9, size=a.shape)
+            y = y / y.sum(axis=1, keepdims=True) if loss.targets == "classes" else y
+            given = {"a": a, "y": y, "K": 3, "sigmoid": ops.ACTIVATIONS["sigmoid"].value}
+            values = {each.name: getattr(loss, each.name) for each in dataclasses.fields(loss)}
+            got = eval(formula, {**NUMPY, **given, **values})
+            expected = loss.rows(a, y)[0][:, None] if loss.targets == "classes" else loss.elements(a, y)[0]
+            assert np.allclose(got, expected, rtol=1e-12, atol=1e-15), loss
+
+
+def others(cls: type) -> list[ops.Loss]:
+    """The loss with another parameter than the default, where it has one."""
+    values = {"huber": {"delta": 0.3}, "quantile": {"q": 0.9}, "tweedie": {"power": 1.2}, "focal": {"gamma": 0.7}}
+    values["cross_entropy"] = {"label_smoothing": 0.1}
+    return [cls(**values[cls.name])] if cls.name in values else []
+
+
+def test_formulas_of_the_schedules():
+    rows = table("docs/training.md", "schedule")
+    assert [row[0].partition("(")[0] for row in rows] == list(SCHEDULES)
+    then = fb.schedules.Step(0.3, 4)
+    values = {"lr": 0.2, "every": 3, "gamma": 0.7, "total_steps": 12, "min_lr": 0.01, "steps": 5, "then": then}
+    for written, formula in (row[:2] for row in rows):
+        cls = SCHEDULES[written.partition("(")[0]]
+        assert signature(written) == (cls.__name__, real_signature(cls))
+        if cls is fb.schedules.OneCycle:
+            continue  # in words
+        own = {each.name: values[each.name] for each in dataclasses.fields(cls)}
+        got = [eval(formula, NUMPY, {**own, "t": t}) for t in range(12)]
+        assert np.allclose(got, cls(**own).values(0, 12), rtol=1e-12), cls
+
+
+def test_keywords_of_the_optimizers():
+    rows = table("docs/optimizers.md", "optimizer")
+    found = [row[0].partition("(")[0] for row in rows]
+    assert found == [cls.__name__ for cls in ops.OPTIMIZERS.values()]
+    shared = {each.name for each in dataclasses.fields(ops.Optimizer)} - {"lr"}
+    for row, cls in zip(rows, ops.OPTIMIZERS.values()):
+        real = {name: default for name, default in real_signature(cls).items() if name not in shared}
+        assert signature(f"{row[0][:-1]}, {row[1]})") == (cls.__name__, real)
