@@ -380,6 +380,17 @@ def test_ema_stays_in_float64():
     np.testing.assert_allclose(hook._average - 1, 2.0**-12 * (1 - 0.9999**40000), rtol=1e-6)
 
 
+def test_ema_weights_of_a_model_with_norms():
+    x, y = make_data(n=70)
+    model = fb.MLP([x.shape[1], 5, y.shape[1]], norm="batch")
+    ema = fb.EMA(0.9, every_n_steps=1)
+    fb.Trainer(model, "mse").fit(x, y, epochs=2, callbacks=[ema])
+    twin = fb.MLP([x.shape[1], 5, y.shape[1]], norm="batch")
+    twin.set_weights(ema.weights())
+    assert_same_bits(twin.parameters, ema.parameters)
+    assert_same_bits(twin.buffers, model.buffers)
+
+
 def test_ema_weights_and_swap():
     x, y = make_data(n=70)
     ema, trainer = fb.EMA(0.9, every_n_steps=1), make_trainer()

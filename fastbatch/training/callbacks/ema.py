@@ -78,11 +78,11 @@ class EMA(Callback):
         """
         return self._needed().astype(self.trainer.model.dtype)
 
-    def weights(self) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        """Copies of the averaged weights, as ``model.get_weights()`` gives the trained ones."""
+    def weights(self) -> list[tuple[np.ndarray | None, ...]]:
+        """Copies of the averaged weights, as ``model.get_weights()`` gives the trained ones; for ``set_weights``."""
         average, twin = self.parameters, self.trainer.model.copy()
         twin.parameters[:] = average
-        return twin.weights
+        return twin.get_weights()
 
     @contextmanager
     def swap(self) -> Iterator[None]:
