@@ -93,5 +93,9 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    hint = "" if name.startswith("_") else _did_you_mean(name, __all__)
+    inside = next((m for m in (augment, batching, losses, schedules) if name in m.__all__), None)
+    if inside is not None:
+        hint = f"; did you mean fb.{inside.__name__.rpartition('.')[2]}.{name}?"
+    else:
+        hint = "" if name.startswith("_") else _did_you_mean(name, __all__)
     raise AttributeError(f"module 'fastbatch' has no attribute {name!r}{hint}")

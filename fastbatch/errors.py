@@ -140,6 +140,30 @@ _ELSEWHERE = {
 }
 
 
+# Keywords that belong to another call than the one they are often given to.
+_BELONGS = {
+    "lr": "the optimizer: optimizer=fb.Adam(lr=...)",
+    "weight_decay": "the optimizer: optimizer=fb.AdamW(weight_decay=...)",
+    "batch_size": "Trainer.fit",
+    "callbacks": "Trainer.fit",
+    "class_weight": "Trainer.fit",
+    "epochs": "Trainer.fit",
+    "sample_weight": "Trainer.fit",
+    "validation_data": "Trainer.fit",
+    "validation_split": "Trainer.fit",
+    "loss": "Trainer",
+    "metrics": "Trainer",
+    "optimizer": "Trainer",
+}
+
+
+def _belongs(name: str, label: str) -> str:
+    """Where a keyword is at home that a trainer or model was given and does not have, or an empty string."""
+    owner = _BELONGS.get(_ELSEWHERE.get(name.lower(), name))
+    asked = label.startswith(("fastbatch.Trainer", "fastbatch.Sequential", "fastbatch.MLP"))
+    return f"; it belongs to {owner}" if owner and asked else ""
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest choice, or an empty string."""
     by_lower = {choice.lower(): choice for choice in choices}
@@ -167,7 +191,8 @@ def named_keywords(function: F, name: str | None = None) -> F:
     code = function.__code__  # inspect.signature says the same and takes a hundred times longer at import
     known = [p for p in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if p not in ("self", "cls")]
     accepted = frozenset(known)
-    label = name or f"fastbatch.{function.__qualname__}"
+    label = name or f"fastbatch.{function.__qualname__.removesuffix('.__init__')}"
+    label = label.replace("fastbatch.Steps.", "fastbatch.Trainer.")  # a base that users do not know
 
     @functools.wraps(function)
     def checked(*args, **kwargs):
@@ -179,7 +204,8 @@ def named_keywords(function: F, name: str | None = None) -> F:
             unknown = next((k for k in kwargs if k not in accepted), None)
             if unknown is None:
                 raise
-        raise TypeError(f"{unknown!r} is not a parameter of {label}{did_you_mean(unknown, known)}")
+        hint = did_you_mean(unknown, known) or _belongs(unknown, label)
+        raise TypeError(f"{unknown!r} is not a parameter of {label}{hint}")
 
     return checked  # type: ignore[return-value]
 

@@ -48,6 +48,11 @@ class Dense(Layer):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "units", checks.count("Dense(units=)", self.units))
+        if isinstance(self.activation, int):
+            raise ArgumentError(
+                f"Dense(activation=): expected a name, got {self.activation!r}; Dense(units) takes the number of "
+                "outputs, that of inputs follows from the layer before it"
+            )
         object.__setattr__(self, "activation", ops.get_activation(self.activation).name)
         object.__setattr__(self, "bias", checks.flag("Dense(bias=)", self.bias))
         ops.get_initializer(self.init)

@@ -224,7 +224,7 @@ class Sequential:
         """
         if self.loss is None:
             raise ArgumentError(
-                "predict_proba: expected a model trained with cross_entropy or bce, got an untrained one"
+                "predict_proba: expected a model trained with cross_entropy, bce or focal, got an untrained one"
             )
         return self.loss.probabilities(self.predict(X, batch_size, validate))
 

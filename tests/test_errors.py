@@ -775,6 +775,30 @@ def test_unknown_keywords(name, word, meant):
     assert TRAINER.steps == 0
 
 
+# What people bring along from the neighbouring libraries, and where they are sent
+MISTAKES = {
+    "lr-of-trainer": (lambda: fb.Trainer(MODEL, lr=1), "of fastbatch.Trainer; it belongs to the optimizer: optimizer="),
+    "alpha-of-trainer": (lambda: fb.Trainer(MODEL, alpha=1), r"the optimizer: optimizer=fb.AdamW\(weight_decay=...\)"),
+    "batch-of-trainer": (lambda: fb.Trainer(MODEL, batch_size=1), "fastbatch.Trainer; it belongs to Trainer.fit"),
+    "max_iter-of-trainer": (lambda: fb.Trainer(MODEL, max_iter=1), "it belongs to Trainer.fit"),
+    "loss-of-model": (lambda: fb.MLP([2, 2], loss="mse"), "fastbatch.MLP; it belongs to Trainer"),
+    "lr-of-step": (lambda: TRAINER.step(X, X, lr=1), "of fastbatch.Trainer.step; it belongs to the optimizer"),
+    "torch-linear": (lambda: fb.Dense(10, 20), "expected a name, got 20; Dense.units. takes the number of outputs"),
+    "other-module": (lambda: fb.Grow, r"no attribute 'Grow'; did you mean fb\.batching\.Grow\?"),
+    "loss-of-package": (lambda: fb.CrossEntropy, r"did you mean fb\.losses\.CrossEntropy\?"),
+    "sampling": (lambda: TRAINER.fit(X, Y, sampling="uniform"), "None, \"balanced\" or weights .n,., got 'uniform'"),
+    "scaling": (lambda: TRAINER.fit(X, Y, input_scale="minmax"), ".scale, shift. or \"standardize\", got 'minmax'"),
+    "val_acc": (lambda: fb.EarlyStopping("val_acc"), "mode='max' with it, got 'auto'; did you mean 'accuracy'"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_of_newcomers(name):
+    call, words = MISTAKES[name]
+    with pytest.raises((TypeError, ValueError, AttributeError), match=words):
+        call()
+
+
 def test_every_public_callable_is_in_the_table():
     """A new public class or function needs a row above."""
     modules = {"augment", "batching", "kernels", "losses", "schedules"}

@@ -14,7 +14,7 @@ import numpy as np
 from .. import checks, ops
 from ..data.scaling import standardization
 from ..data.splits import validation_split as split_rows
-from ..errors import ArgumentError, BusyError, DataError, unknown_name
+from ..errors import ArgumentError, BusyError, DataError, did_you_mean
 from ..model import Sequential
 from ..protocol import Feed, Lock
 from .callbacks import Callback, bar_for
@@ -167,7 +167,8 @@ def sampling_of(model: Sequential, loss: ops.Loss, data: FitData, value, shuffle
     given, rows = data.given, slice(data.rows) if isinstance(data.rows, int) else data.rows
     if isinstance(value, str):
         if value != "balanced":
-            raise unknown_name("fit(sampling=)", value, ("balanced",))
+            hint = did_you_mean(value, ("balanced",))
+            raise ArgumentError(f'fit(sampling=): expected None, "balanced" or weights (n,), got {value!r}{hint}')
         counted = None if given.weight is None else given.weight[rows]
         weight = checks.class_factors(
             checks.class_table(value, given.y[rows], loss, model.output_size, counted), given.y, loss, "y"
@@ -189,7 +190,8 @@ def scale_of(model: Sequential, data: FitData, value) -> tuple[Array, Array] | N
     if not isinstance(value, str):
         return checks.as_scale(value, model.input_size, model.dtype)
     if value != "standardize":
-        raise unknown_name("fit(input_scale=)", value, ("standardize",))
+        hint = did_you_mean(value, ("standardize",))
+        raise ArgumentError(f'fit(input_scale=): expected None, (scale, shift) or "standardize", got {value!r}{hint}')
     return standardization(data.given.x, data.rows, model.dtype)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-from ..errors import ArgumentError, unknown_name
+from ..errors import ArgumentError, did_you_mean, unknown_name
 
 __all__ = ["MODES", "Monitor", "better", "numbers_of"]
 
@@ -45,7 +45,11 @@ class Monitor:
             raise unknown_name(f"{owner}(mode=)", mode, MODES)
         direction = better(name) if mode == "auto" else mode
         if direction is None:
-            raise ArgumentError(f"{owner}(monitor={name!r}): expected mode='min' or mode='max' with it, got 'auto'")
+            word = name.removeprefix("val_").partition("_")[0]
+            raise ArgumentError(
+                f"{owner}(monitor={name!r}): expected mode='min' or mode='max' with it, got 'auto'"
+                f"{did_you_mean(word, (*_LOWER, *_HIGHER))}"
+            )
         self.owner, self.name, self.mode = owner, name, direction
         self.sign = 1.0 if direction == "min" else -1.0
 
@@ -53,10 +57,13 @@ class Monitor:
         """The quantity; ArgumentError where the epoch has none of that name."""
         numbers = numbers_of(logs)
         if self.name not in numbers:
-            error = unknown_name(f"{self.owner}(monitor=)", self.name, numbers)
+            where = f"{self.owner}(monitor=)"
             if self.name.startswith("val_") and not any(name.startswith("val_") for name in numbers):
-                raise ArgumentError(f"{error}; fit measures val_* with validation_data or validation_split")
-            raise error
+                raise ArgumentError(
+                    f"{where}: expected one of {', '.join(sorted(numbers))}; got {self.name!r}, which fit measures "
+                    "with validation_data or validation_split"
+                )
+            raise unknown_name(where, self.name, numbers)
         return float(numbers[self.name])
 
     def improves(self, value: float, best: float | None, by: float = 0.0) -> bool:
