@@ -32,6 +32,11 @@ class Grow:
         Epochs between two changes.
     max : int, default 4096
         At least `start`.
+
+    Raises
+    ------
+    ArgumentError
+        For a number out of range.
     """
 
     start: int

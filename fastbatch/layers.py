@@ -66,6 +66,11 @@ class Activation(Layer):
     Parameters
     ----------
     name : str
+
+    Raises
+    ------
+    ArgumentError
+        For an unknown name.
     """
 
     name: str
@@ -86,6 +91,11 @@ class Dropout(Layer):
     ----------
     rate : float
         In [0, 1). Rounded to a multiple of 1/256, the scale being exact for the rounded rate.
+
+    Raises
+    ------
+    ArgumentError
+        For a rate outside [0, 1).
     """
 
     rate: float

@@ -53,6 +53,9 @@ class Sequential:
     running : list of (mean (O,), var (O,))
         Views into `buffers`, one pair per BatchNorm.
     num_parameters : int
+    layers : tuple of Layer
+    input_size, output_size, seed : int
+    dtype : str
     loss : Loss or None
         The loss that the model was trained with; ``predict_proba`` follows it.
 
@@ -146,10 +149,14 @@ class Sequential:
         return self._parameters.size
 
     def get_weights(self) -> list[tuple[np.ndarray | None, ...]]:
-        """Copies of all that the model has learnt, a tuple for each layer that holds something, in order.
+        """Copies of all that the model has learnt.
 
-        (w, b) of a Dense, b being None without a bias; (gamma, beta) of a LayerNorm; (gamma, beta, mean, var) of a
-        BatchNorm, with its running statistics.
+        Returns
+        -------
+        list of tuple of ndarray
+            One for each layer that holds something, in order: (w (I, O), b (O,)) of a Dense, b being None without a
+            bias; (gamma, beta) (O,) of a LayerNorm; (gamma, beta, mean, var) of a BatchNorm, with its running
+            statistics.
         """
         names = (NAMES[type(self.layers[k])] for k in self._tensors)
         return [
@@ -159,7 +166,12 @@ class Sequential:
 
     @named_keywords
     def set_weights(self, weights: Sequence[tuple[np.ndarray | None, ...]]) -> None:
-        """Copy `weights`, as :meth:`get_weights` gives them, into the model.
+        """Copy weights into the model.
+
+        Parameters
+        ----------
+        weights : list of tuple of array_like
+            As :meth:`get_weights` gives them; of any real dtype.
 
         Raises
         ------
@@ -204,18 +216,34 @@ class Sequential:
         batch_size : int, optional
             Rows per block; bounds memory and changes nothing else.
         validate : bool, default True
-            False skips the checks for a C-contiguous (n, I) array of the model's dtype.
+            False skips the checks: X must be a C-contiguous (n, I) array of the model's dtype, or memory is read that
+            is not its own.
+
+        Returns
+        -------
+        (n, O) ndarray of the model's dtype
 
         Raises
         ------
         ShapeError, DTypeError
             When X is not a real (n, I) array.
+        ArgumentError
+            For a batch_size < 1.
         """
         return Sequential._predict(self, X, batch_size, validate)
 
     @named_keywords
     def predict_proba(self, X, batch_size: int | None = None, validate: bool = True) -> np.ndarray:
-        """Probabilities, (n, O): softmax or sigmoid, as the loss the model was trained with says.
+        """Probabilities: softmax or sigmoid, as the loss the model was trained with says.
+
+        Parameters
+        ----------
+        X, batch_size, validate
+            As of :meth:`predict`.
+
+        Returns
+        -------
+        (n, O) ndarray of the model's dtype
 
         Raises
         ------
@@ -229,7 +257,13 @@ class Sequential:
         return self.loss.probabilities(self.predict(X, batch_size, validate))
 
     def summary(self) -> str:
-        """One line per layer: description, output width, parameters."""
+        """The model as text.
+
+        Returns
+        -------
+        str
+            One line per layer: description, output width, parameters.
+        """
         wide = max(len(str(layer)) for layer in self.layers)
         lines = [f"{'layer':<{wide}}{'outputs':>10}{'parameters':>14}"]
         width = self.input_size
@@ -253,7 +287,13 @@ class Sequential:
         raise AttributeError(f"{type(self).__name__} object has no attribute {name!r}{hint}")
 
     def copy(self) -> Sequential:
-        """An independent model with the same layers, values and loss."""
+        """An independent model.
+
+        Returns
+        -------
+        Sequential
+            The same layers, values and loss.
+        """
         return copy.deepcopy(self)
 
     def __getstate__(self) -> dict:
@@ -285,6 +325,15 @@ class Sequential:
         Those of norms are ``"norm<number>.gamma"``, ``.beta``, ``.mean`` and ``.var``.
 
         The file is written beside `path` and renamed, so that `path` is either the old or the new file.
+
+        Parameters
+        ----------
+        path : path
+
+        Raises
+        ------
+        OSError
+            When the file cannot be written; the old one is untouched.
         """
         import json
 
@@ -307,6 +356,14 @@ def model_parts(model: Sequential) -> tuple[dict[str, np.ndarray], dict[str, Any
 @named_keywords
 def load(path: str | os.PathLike) -> Sequential:
     """Read a model that :meth:`Sequential.save` wrote, or that of a file of :meth:`Trainer.save`.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    Sequential
 
     Raises
     ------

@@ -118,6 +118,11 @@ class Constant(Schedule):
     Parameters
     ----------
     lr : float
+
+    Raises
+    ------
+    ArgumentError
+        For a rate that is negative or not finite.
     """
 
     lr: float
@@ -141,6 +146,11 @@ class Step(Schedule):
         Updates between two falls.
     gamma : float, default 0.1
         Above 0.
+
+    Raises
+    ------
+    ArgumentError
+        For a number out of range.
     """
 
     lr: float
@@ -168,6 +178,11 @@ class Exponential(Schedule):
     lr : float
     gamma : float
         Above 0.
+
+    Raises
+    ------
+    ArgumentError
+        For a number out of range.
     """
 
     lr: float
@@ -196,6 +211,11 @@ class Cosine(Schedule):
     total_steps : int
     min_lr : float, default 0
         At most `lr`.
+
+    Raises
+    ------
+    ArgumentError
+        For a number out of range.
 
     References
     ----------
@@ -233,6 +253,11 @@ class Warmup(Schedule):
     steps : int
         0 leaves `then` alone.
     then : Schedule
+
+    Raises
+    ------
+    ArgumentError
+        For steps < 0, or something else than a schedule behind them.
     """
 
     steps: int
@@ -268,6 +293,11 @@ class OneCycle(Schedule):
         At least 1.
     final_div_factor : float, default 1e4
         At least 1.
+
+    Raises
+    ------
+    ArgumentError
+        For a number out of range.
 
     References
     ----------

@@ -45,7 +45,19 @@ def _asked() -> int:
 
 
 def get_num_threads() -> int:
-    """Upper bound on the threads of one program: `set_num_threads`, FASTBATCH_NUM_THREADS, or the CPUs available."""
+    """Upper bound on the threads of one program.
+
+    Returns
+    -------
+    int
+        What :func:`set_num_threads` has set, FASTBATCH_NUM_THREADS or OMP_NUM_THREADS, or the CPUs available; at most
+        what threadpoolctl allows.
+
+    Raises
+    ------
+    ArgumentError
+        When FASTBATCH_NUM_THREADS is no integer >= 1.
+    """
     return _asked() if _outside is None else min(_asked(), _outside)
 
 
@@ -88,6 +100,11 @@ class set_num_threads:
         None goes back to the default.
     exact : bool, default False
         Use exactly `n` threads whatever the work; for tests. Results are the same bits either way.
+
+    Raises
+    ------
+    ArgumentError
+        For something else than an integer >= 1 or None.
     """
 
     def __init__(self, n: int | None, exact: bool = False) -> None:

@@ -177,7 +177,10 @@ def signature(text: str) -> tuple[str, dict[str, object]]:
 
 
 def real_signature(function) -> dict[str, object]:
-    return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+    found = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+    fields = dataclasses.fields(function) if dataclasses.is_dataclass(function) else ()
+    made = {each.name: each.default_factory() for each in fields if each.default_factory is not dataclasses.MISSING}
+    return {**found, **made}
 
 
 @pytest.mark.parametrize(("page", "heading"), [("models", "layer"), ("callbacks", "callback")])
@@ -245,3 +248,51 @@ def test_keywords_of_the_optimizers():
     for row, cls in zip(rows, ops.OPTIMIZERS.values()):
         real = {name: default for name, default in real_signature(cls).items() if name not in shared}
         assert signature(f"{row[0][:-1]}, {row[1]})") == (cls.__name__, real)
+
+
+# -- docstrings --------------------------------------------------------------------------------------------------------
+
+
+def public_callables() -> dict[str, object]:
+    """What users call, by name: public classes and functions, and the methods of those that have some."""
+    found = {name: getattr(fb, name) for name in fb.__all__}
+    for name in MODULES:
+        module = found.pop(name)
+        found |= {f"{name}.{member}": getattr(module, member) for member in module.__all__}
+    found = {name: value for name, value in found.items() if callable(value) and not name.endswith("Error")}
+    for cls in (fb.Trainer, fb.Sequential, fb.History, fb.Callback, fb.EMA):
+        own = members_of(cls) - (members_of(dict) if cls is fb.History else set())
+        own = {name for name in own if callable(getattr(cls, name)) and name not in {"get_state", "set_state"}}
+        hooks = set() if cls is fb.Callback else {name for name in own if name.startswith("on_")}
+        found |= {f"{cls.__name__}.{name}": getattr(cls, name) for name in own - hooks}
+    return {name: value for name, value in found.items() if name.rpartition(".")[2] not in INTERNAL}
+
+
+def parameters_of(doc: str) -> dict[str, str]:
+    """Names in the section Parameters, and what is behind the colon."""
+    section = re.search(r"^Parameters\n-+\n(.*?)(?=^\w[\w ]*\n-{3,}|\Z)", doc, re.MULTILINE | re.DOTALL)
+    lines = [line for line in (section[1] if section else "").splitlines() if line and line[0] != " "]
+    pairs = [line.partition(" : ") for line in lines]
+    return {name: described for names, _, described in pairs for name in names.replace("*", "").split(", ")}
+
+
+@pytest.mark.parametrize("name", public_callables())
+def test_docstrings_name_every_parameter_and_its_default(name):
+    function = public_callables()[name]
+    doc = inspect.cleandoc(vars(function).get("__doc__") or "" if inspect.isclass(function) else function.__doc__ or "")
+    assert doc, f"{name}: expected a docstring"
+    described = parameters_of(doc)
+    if "settings" in described:  # the keywords that all optimizers share, which their base describes
+        described |= parameters_of(inspect.cleandoc(ops.Optimizer.__doc__))
+    if function in (fb.losses.Loss, fb.schedules.Schedule, fb.augment.Augmentation, fb.Callback, fb.History):
+        return  # made by subclasses or by fit
+    for parameter, default in real_signature(function).items():
+        if parameter == "self":
+            continue
+        assert parameter in described, f"{name}: {parameter} is not in its section Parameters"
+        written = re.search(r"default (.*)$", described[parameter])
+        with contextlib.suppress(ValueError, SyntaxError):  # "auto" and the like are as they are
+            if written:
+                assert ast.literal_eval(written[1]) == default, f"{name}: {parameter}"
+    if inspect.isfunction(function) and inspect.signature(function).return_annotation not in ("None", "Iterator[None]"):
+        assert re.search(r"^Returns\n-+", doc, re.MULTILINE), f"{name}: expected a section Returns"

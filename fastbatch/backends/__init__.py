@@ -43,7 +43,13 @@ def _check_name(name: object) -> str:
 
 
 def backends() -> list[dict[str, object]]:
-    """Every backend in order of preference: name, available, reason (empty when available), device."""
+    """Every backend, in the order in which "auto" prefers them.
+
+    Returns
+    -------
+    list of dict
+        "name", "available" (bool), "reason" why not (empty when available) and "device".
+    """
     rows = []
     for name, (_, _, device) in _TABLE.items():
         found = _load(name)
@@ -99,7 +105,18 @@ def select(name: str, plan: Plan) -> Backend:
 
 @named_fields
 class set_backend:
-    """Set the backend that "auto" means in this process; as a context manager, until the block ends."""
+    """Set the backend that "auto" means in this process; as a context manager, until the block ends.
+
+    Parameters
+    ----------
+    name : str
+        One of :func:`backends`, or "auto" for the choice of the library.
+
+    Raises
+    ------
+    BackendError
+        When it is unknown or not available.
+    """
 
     def __init__(self, name: str) -> None:
         global _requested

@@ -177,8 +177,19 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov & Hutter, arXiv:1711.05101), torch.optim.AdamW.
 
-    Parameters are those of :class:`Adam`; ``weight_decay`` defaults to 1e-2 and shrinks the parameter by
-    ``lr * weight_decay`` instead of entering the gradient.
+    Parameters
+    ----------
+    lr, betas, eps, amsgrad
+        As of :class:`Adam`.
+    weight_decay : float, default 1e-2
+        Shrinks the parameter by ``lr * weight_decay`` instead of entering the gradient.
+    **settings
+        l1, decay_bias, frozen, groups, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
+
+    Raises
+    ------
+    ArgumentError
+        As :class:`Adam`.
     """
 
     decoupled: ClassVar[bool] = True
@@ -205,6 +216,11 @@ class RMSprop(Optimizer):
         Divide by the root of an estimate of the variance; one that rounding makes negative counts as 0.
     **settings
         l1, decay_bias, frozen, groups, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
+
+    Raises
+    ------
+    ArgumentError
+        For a negative or non-finite number, alpha >= 1, or eps = 0.
     """
 
     lr: float | Schedule = 1e-2
@@ -271,6 +287,11 @@ class Adagrad(Optimizer):
         Added to the root, above 0; semantics keras: under it.
     **settings
         l1, decay_bias, frozen, groups, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
+
+    Raises
+    ------
+    ArgumentError
+        For a negative or non-finite number, or eps = 0.
     """
 
     lr: float | Schedule = 1e-2
@@ -323,6 +344,11 @@ class NAdam(Optimizer):
         Shrink the parameter by ``lr * weight_decay``, as AdamW does.
     **settings
         l1, decay_bias, frozen, groups, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
+
+    Raises
+    ------
+    ArgumentError
+        For a negative or non-finite number, eps = 0, or a beta outside [0, 1).
     """
 
     lr: float | Schedule = 2e-3
@@ -383,6 +409,11 @@ class Lion(Optimizer):
         Decoupled: the parameter shrinks by ``lr * weight_decay``.
     **settings
         l1, decay_bias, frozen, groups, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
+
+    Raises
+    ------
+    ArgumentError
+        For a negative or non-finite number, or a beta outside [0, 1).
     """
 
     lr: float | Schedule = 1e-4
@@ -427,6 +458,11 @@ class LAMB(Optimizer):
     weight_decay : float, default 0
     **settings
         l1, decay_bias, frozen, groups, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
+
+    Raises
+    ------
+    ArgumentError
+        For a negative or non-finite number, eps = 0, or a beta outside [0, 1).
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -480,6 +516,11 @@ class LARS(Optimizer):
     eps : float, default 0
     **settings
         l1, decay_bias, frozen, groups, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
+
+    Raises
+    ------
+    ArgumentError
+        For a negative or non-finite number.
     """
 
     lr: float | Schedule = 1.0

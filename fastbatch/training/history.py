@@ -33,12 +33,28 @@ class History(dict[str, list]):
     """
 
     def append(self, logs: dict[str, Any]) -> None:
-        """Add one epoch."""
+        """Add one epoch.
+
+        Parameters
+        ----------
+        logs : dict of str to value
+        """
         for name, value in logs.items():
             self.setdefault(name, []).append(value)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row per epoch, index "epoch" from 1. Needs pandas, BackendError without."""
+        """As a table.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per epoch, index "epoch" from 1.
+
+        Raises
+        ------
+        BackendError
+            Without pandas.
+        """
         try:
             import pandas
         except ImportError as error:
@@ -52,7 +68,13 @@ class History(dict[str, list]):
         return [name for name, values in self.items() if values and all(np.ndim(value) == 0 for value in values)]
 
     def summary(self) -> str:
-        """A line per quantity: its value in the first, the last and the best epoch, and which that was."""
+        """What ``print(history)`` shows.
+
+        Returns
+        -------
+        str
+            A line per quantity: its value in the first, the last and the best epoch, and which that was.
+        """
         epochs = max(map(len, self.values()), default=0)
         seconds = sum(self.get("time", []))
         text = [f"{epochs} epoch{'s' * (epochs != 1)}" + (f", {seconds:.3g} s" if epochs and "time" in self else "")]

@@ -101,7 +101,18 @@ class Steps:
 
     @named_keywords
     def partial_fit(self, x, y, sample_weight=None) -> Self:
-        """One :meth:`step`, scikit-learn style: returns the trainer."""
+        """One :meth:`step`, scikit-learn style.
+
+        Parameters
+        ----------
+        x, y, sample_weight
+            As in :meth:`step`, which raises the same.
+
+        Returns
+        -------
+        Trainer
+            Itself.
+        """
         self.step(x, y, sample_weight)
         return self
 
@@ -121,7 +132,13 @@ class Steps:
         Returns
         -------
         loss : float
-        gradient : (N,) ndarray
+        gradient : (N,) ndarray of the model's dtype
+
+        Raises
+        ------
+        ArgumentError
+            For a micro_batch_size < 1, or one that cuts a ghost batch.
+        ShapeError, DTypeError, DataError, BusyError
         """
         with self._busy:
             data = self._data(x, y, sample_weight)
@@ -184,9 +201,21 @@ class Steps:
 
     @named_keywords
     def forward(self, x, training: bool = True) -> Array:
-        """Outputs (B, O), for a loss computed elsewhere.
+        """Outputs for a loss computed elsewhere.
 
-        With `training`, dropout is on, drawn as the next update would, and :meth:`backward` may follow.
+        Parameters
+        ----------
+        x : (B, I) array_like
+        training : bool, default True
+            Dropout is on, drawn as the next update would, and :meth:`backward` may follow.
+
+        Returns
+        -------
+        (B, O) ndarray of the model's dtype
+
+        Raises
+        ------
+        ShapeError, DTypeError, ArgumentError, BusyError
         """
         with self._busy:
             inputs = inputs_of(self.model, x)
@@ -198,15 +227,19 @@ class Steps:
 
     @named_keywords
     def backward(self, dz) -> None:
-        """Add the gradient for `dz` (B, O), the gradient of the loss with respect to the outputs of the last forward.
+        """Add the gradient of the parameters for that of the outputs; gradients add up until :meth:`update`.
 
-        `dz` is used as given: divide it by B for a mean. Gradients add up until :meth:`update`.
+        Parameters
+        ----------
+        dz : (B, O) array_like
+            Gradient of the loss with respect to the outputs of the last :meth:`forward`. Used as given: divide it by B
+            for a mean.
 
         Raises
         ------
         ArgumentError
             Without a ``forward(x, training=True)`` before it.
-        ShapeError, DataError
+        ShapeError, DTypeError, DataError, BusyError
         """
         with self._busy:
             if self._forward_shape is None:
@@ -235,6 +268,7 @@ class Steps:
             Without a backward before it.
         DivergenceError
             When the gradient is not finite; parameters keep their values and the gradient is dropped.
+        BusyError
         """
         with self._busy:
             if self._gradient is None or self._gradient_rows == 0:

@@ -401,6 +401,10 @@ class Trainer(Steps):
         those whose states it shall hold. The file is written beside `path`, synced and renamed: `path` is the old file
         or the new one. :func:`fastbatch.load` reads the model out of it.
 
+        Parameters
+        ----------
+        path : path
+
         Raises
         ------
         CheckpointError
@@ -421,6 +425,10 @@ class Trainer(Steps):
         path : path
         custom : sequence of functions and classes
             Those of your own that the trainer was made with, such as metrics. A file holds their names only.
+
+        Returns
+        -------
+        Trainer
 
         Warns
         -----
@@ -445,10 +453,19 @@ class Trainer(Steps):
     def evaluate(self, X, y, sample_weight=None) -> dict:
         """Loss, the trainer's metrics and, for classification losses, accuracy; dropout is off, weights are honoured.
 
+        Parameters
+        ----------
+        X, y, sample_weight
+            As in :meth:`fit`.
+
         Returns
         -------
         dict
             ``{"loss": ..., "accuracy": ...}``; "confusion" is an array, everything else a float.
+
+        Raises
+        ------
+        ShapeError, DTypeError, DataError, BusyError
         """
         with self._busy:
             data = data_of(self.model, self.loss, X, y, sample_weight, ("X", "y", "sample_weight"))
@@ -456,7 +473,21 @@ class Trainer(Steps):
 
     @named_keywords
     def predict(self, X) -> Array:
-        """Outputs of the last layer (n, O) on the trainer's backend; safe from many threads at once."""
+        """Outputs of the last layer, on the trainer's backend and of scaled inputs; safe from many threads at once.
+
+        Parameters
+        ----------
+        X : (n, I) array_like
+
+        Returns
+        -------
+        (n, O) ndarray of the model's dtype
+
+        Raises
+        ------
+        ShapeError, DTypeError
+            When X is not a real (n, I) array.
+        """
         outputs = self._program.fast_predict(X)
         if outputs is not None:
             return outputs

@@ -54,20 +54,56 @@ class Callback:
         """Also called when the fit ends by an exception."""
 
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
-        """`epoch` counts from 0 within this fit; `logs` holds "epochs", "steps" (per epoch) and "batch_size"."""
+        """In front of the first update of an epoch.
+
+        Parameters
+        ----------
+        epoch : int
+            From 0 within this fit.
+        logs : dict
+            "epochs" of the fit, "steps" of this epoch, and its "batch_size".
+        """
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        """`logs` holds what history gets."""
+        """Behind the last update of an epoch and its validation.
+
+        Parameters
+        ----------
+        epoch : int
+            From 0 within this fit.
+        logs : dict
+            What history gets.
+        """
 
     def on_chunk_end(self, steps: int, logs: Logs) -> None:
-        """After every slice of about 50 ms: `steps` of this epoch are made, `logs["loss"]` is their mean loss."""
+        """After every slice of about 50 ms.
+
+        Parameters
+        ----------
+        steps : int
+            Updates of this epoch that are made.
+        logs : dict
+            "loss", the mean over them.
+        """
 
     def get_state(self) -> dict[str, Any]:
-        """What a checkpoint must hold for the fit to go on as if it had not ended: JSON-able values and arrays."""
+        """What a checkpoint must hold for the fit to go on as if it had not ended.
+
+        Returns
+        -------
+        dict of str to value
+            What JSON can hold, and arrays.
+        """
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`get_state` gave; called after the ``on_train_begin`` of a resumed fit."""
+        """Go on from there; called after the ``on_train_begin`` of a resumed fit.
+
+        Parameters
+        ----------
+        state : dict
+            What :meth:`get_state` gave.
+        """
 
 
 class LambdaCallback(Callback):
@@ -78,6 +114,11 @@ class LambdaCallback(Callback):
     on_train_begin, on_train_end : callable ()
     on_epoch_begin, on_epoch_end : callable (epoch, logs)
     on_chunk_end : callable (steps, logs)
+
+    Raises
+    ------
+    ArgumentError
+        For something that cannot be called.
     """
 
     @named_keywords

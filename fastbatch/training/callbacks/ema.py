@@ -33,6 +33,11 @@ class EMA(Callback):
         parameters and a turn through Python per update. Default: at the end of every chunk, about 50 ms apart, and of
         every epoch; free of charge, but where chunks end is a matter of time, and so are the last digits.
 
+    Raises
+    ------
+    ArgumentError
+        For a value out of range.
+
     Notes
     -----
     Kept in float64: in float32 an average with decay 0.9999 stops moving 6e-4 before it arrives. BatchNorm's running
@@ -74,19 +79,36 @@ class EMA(Callback):
         Raises
         ------
         ArgumentError
-            Before the first fit, as :meth:`weights` and :meth:`swap` do.
+            Before the first fit.
         """
         return self._needed().astype(self.trainer.model.dtype)
 
     def weights(self) -> list[tuple[np.ndarray | None, ...]]:
-        """Copies of the averaged weights, as ``model.get_weights()`` gives the trained ones; for ``set_weights``."""
+        """Copies of the averaged weights, for ``set_weights`` of a model.
+
+        Returns
+        -------
+        list of tuple of ndarray
+            As ``model.get_weights()`` gives the trained ones.
+
+        Raises
+        ------
+        ArgumentError
+            Before the first fit.
+        """
         average, twin = self.parameters, self.trainer.model.copy()
         twin.parameters[:] = average
         return twin.get_weights()
 
     @contextmanager
     def swap(self) -> Iterator[None]:
-        """Within ``with ema.swap():`` the model has the averaged parameters; behind it, those it had before."""
+        """Within ``with ema.swap():`` the model has the averaged parameters; behind it, those it had before.
+
+        Raises
+        ------
+        ArgumentError
+            Before the first fit.
+        """
         average, own = self.parameters, self.trainer.model.parameters
         before = own.copy()
         own[:] = average
