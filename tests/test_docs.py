@@ -31,6 +31,17 @@ INTERNAL = {"noise_of"}
 MODULES = ("augment", "batching", "kernels", "losses", "schedules")
 
 
+# As imported: tests may register more
+REGISTRIES = {
+    "activations": list(ops.ACTIVATIONS),
+    "initializers": list(ops.INITIALIZERS),
+    "losses": list(ops.LOSSES),
+    "metrics": list(ops.METRICS),
+    "optimizers": [cls.__name__ for cls in ops.OPTIMIZERS.values()],
+    "schedules": list(SCHEDULES),
+}
+
+
 class Block(NamedTuple):
     """A fenced block: what is behind the fence, its text, the line it begins in."""
 
@@ -146,8 +157,7 @@ def test_methods_and_parameters_are_in_the_docs():
 
 
 def test_every_row_of_the_registries_is_in_the_docs():
-    rows = {*ops.ACTIVATIONS, *ops.LOSSES, *ops.METRICS, *ops.INITIALIZERS, *SCHEDULES}
-    assert not sorted(rows - words_in_code())
+    assert not sorted(set().union(*REGISTRIES.values()) - words_in_code())
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -194,7 +204,7 @@ def test_signatures_of_layers_and_callbacks(page, heading):
 
 def test_formulas_of_the_activations():
     rows = table("docs/models.md", "activation")
-    assert [row[0] for row in rows] == list(ops.ACTIVATIONS)
+    assert [row[0] for row in rows] == REGISTRIES["activations"]
     z = np.linspace(-4, 4, 41)
     for name, formula in (row[:2] for row in rows):
         got = eval(formula, NUMPY, {"z": z, "sigmoid": ops.ACTIVATIONS["sigmoid"].value})
@@ -203,7 +213,7 @@ def test_formulas_of_the_activations():
 
 def test_formulas_of_the_losses(rng):
     rows = table("docs/losses.md", "loss")
-    assert [row[0] for row in rows] == list(ops.LOSSES)
+    assert [row[0] for row in rows] == REGISTRIES["losses"]
     a = rng.normal(size=(9, 3))
     for name, written, formula in (row[:3] for row in rows):
         cls = ops.LOSSES[name]
@@ -225,9 +235,16 @@ def others(cls: type) -> list[ops.Loss]:
     return [cls(**values[cls.name])] if cls.name in values else []
 
 
+def test_losses_of_the_metrics():
+    kinds = {"cross_entropy": {"classes"}, "classification": {"classes", "binary"}}
+    kinds["regression"] = {"values", "counts", "positive"}
+    found = {name: kinds[row[1]] for row in table("docs/losses.md", "metric") for name in re.findall(r"\w+", row[0])}
+    assert found == {name: set(ops.METRICS[name][1]) for name in REGISTRIES["metrics"]}
+
+
 def test_formulas_of_the_schedules():
     rows = table("docs/training.md", "schedule")
-    assert [row[0].partition("(")[0] for row in rows] == list(SCHEDULES)
+    assert [row[0].partition("(")[0] for row in rows] == REGISTRIES["schedules"]
     then = fb.schedules.Step(0.3, 4)
     values = {"lr": 0.2, "every": 3, "gamma": 0.7, "total_steps": 12, "min_lr": 0.01, "steps": 5, "then": then}
     for written, formula in (row[:2] for row in rows):
@@ -242,10 +259,10 @@ def test_formulas_of_the_schedules():
 
 def test_keywords_of_the_optimizers():
     rows = table("docs/optimizers.md", "optimizer")
-    found = [row[0].partition("(")[0] for row in rows]
-    assert found == [cls.__name__ for cls in ops.OPTIMIZERS.values()]
+    assert [row[0].partition("(")[0] for row in rows] == REGISTRIES["optimizers"]
     shared = {each.name for each in dataclasses.fields(ops.Optimizer)} - {"lr"}
-    for row, cls in zip(rows, ops.OPTIMIZERS.values()):
+    for row in rows:
+        cls = getattr(fb, row[0].partition("(")[0])
         real = {name: default for name, default in real_signature(cls).items() if name not in shared}
         assert signature(f"{row[0][:-1]}, {row[1]})") == (cls.__name__, real)
 
