@@ -76,8 +76,19 @@ def as_real(value, where: str) -> Array:
     """`value` as an array of a real or integer dtype; ShapeError for ragged rows, DTypeError for anything else."""
     array = _as_array(value, where)
     if array.dtype.kind not in "fiub":
-        raise DTypeError(f"{where}: expected a real or integer dtype, got {array.dtype}")
+        raise DTypeError(f"{where}: expected a real or integer dtype, got {_kind(value, array)}")
     return array
+
+
+def _kind(value, array: Array) -> str:
+    """What came instead of numbers: the dtype, the columns of a table, or a sparse matrix."""
+    if hasattr(value, "tocsr"):
+        return f"a sparse {type(value).__name__}; .toarray() makes it dense"
+    if array.ndim == 2 and hasattr(value, "dtypes") and hasattr(value, "columns"):
+        kinds = [getattr(dtype, "kind", "") for dtype in value.dtypes]  # "" is in every string: not pandas
+        columns = [str(name) for name, kind in zip(value.columns, kinds) if kind not in "fiub"]
+        return f"{array.dtype}: look at the columns {', '.join(columns)}" if columns else str(array.dtype)
+    return str(array.dtype)
 
 
 def _convert(array: Array, dtype: str) -> Array:

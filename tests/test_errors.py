@@ -799,6 +799,15 @@ def test_mistakes_of_newcomers(name):
         call()
 
 
+def test_sparse_matrices_and_tables_with_words_say_what_came():
+    sparse = pytest.importorskip("scipy.sparse", reason="sparse matrices are scipy's")
+    with pytest.raises(fb.DTypeError, match=r"^X: .*, got a sparse csr_matrix; \.toarray"):
+        TRAINER.predict(sparse.csr_matrix(X))
+    pandas = pytest.importorskip("pandas", reason="tables are pandas'")
+    with pytest.raises(fb.DTypeError, match=r"^X: .*got object: look at the columns b, d$"):
+        TRAINER.predict(pandas.DataFrame({"a": [1], "b": ["x"], "c": [0.5], "d": ["y"]}))
+
+
 def test_every_public_callable_is_in_the_table():
     """A new public class or function needs a row above."""
     modules = {"augment", "batching", "kernels", "losses", "schedules"}
