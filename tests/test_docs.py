@@ -18,6 +18,7 @@ import pytest
 
 import fastbatch as fb
 from fastbatch import ops
+from fastbatch.ops.initializers import AUTO
 from fastbatch.schedules import SCHEDULES
 
 ROOT = Path(__file__).parents[1]
@@ -212,6 +213,7 @@ def test_formulas_of_the_activations():
     for name, formula in (row[:2] for row in rows):
         got = eval(formula, NUMPY, {"z": z, "sigmoid": ops.ACTIVATIONS["sigmoid"].value})
         assert np.allclose(got, ops.ACTIVATIONS[name].value(z), rtol=1e-12, atol=1e-15), name
+    assert [row[2] for row in rows] == [AUTO[ops.ACTIVATIONS[row[0]].gain] for row in rows]
 
 
 def test_formulas_of_the_losses(rng):
