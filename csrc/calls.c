@@ -107,10 +107,8 @@ static void update_all(void *context, int t, int threads)
 int fb_update(const fb_network *net, const char *gradient, double scale, double lr, int threads, const char *running)
 {
     lane lanes[FB_MAX_THREADS];
-    double squares[FB_NORM_PARTS];
     frame f = fb_frame(net, NULL, NULL);
     f.lanes = lanes;
-    f.squares = squares;
     f.gradient = (char *)gradient; /* read only here */
     f.scale = scale;
     f.lr = &lr;

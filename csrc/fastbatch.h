@@ -175,6 +175,9 @@ typedef struct fb_kernels {
     /* norms[r] = squared Euclidean norm of row r of x (rows, width): squares (of float32: exact) summed in double in an
      * order that depends on the width only. Relative error <= gamma(width) of double. 2 rows width flops. */
     void (*row_norms)(int64_t rows, int64_t width, const void *x, int64_t ld, double *norms);
+    /* Sum of the squares of (n,) elements, in short chains of elements: relative error below 50 u, if none of them is of
+     * a size whose square leaves the range. */
+    double (*squares)(int64_t n, const void *x);
     /* Row r of x (rows, width) *= scale[r]. */
     void (*scale_rows)(int64_t rows, int64_t width, void *x, int64_t ld, const void *scale);
     /* Norm over units: y = gamma (x - mean) factor + beta by rows, factor = 1 / sqrt(variance + eps). stats (rows, 2) are
@@ -299,6 +302,13 @@ fb_stretch fb_choose_threads(fb_tuner *tuner, int most, int64_t steps, int64_t b
 void fb_report(fb_tuner *tuner, fb_stretch stretch, int threads, int64_t rows, int64_t ns);
 
 /* -- programs (run.c) ----------------------------------------------------------------------------------------------- */
+/* Parameters [begin, end), whole rows of one stage's weights or the parameters of its norm, and the sum of the squares of
+ * their gradient; laid out by fastbatch/backends/native.py. */
+typedef struct fb_unit {
+    int64_t begin, end;
+    double squares;
+} fb_unit;
+
 typedef struct fb_network {
     const fb_kernels *kernels;
     const fb_stage *stages;
@@ -320,6 +330,8 @@ typedef struct fb_network {
     int64_t y, row_loss, row_weight, row_share, gradient, running, scratch; /* arena offsets */
     int64_t scratch_bytes;     /* of one thread */
     int64_t parts, part_bytes; /* gradients of FB_PARTS parts of a batch, one behind the other; -1 where N is large */
+    fb_unit *units;            /* all parameters, in order, where max_norm is not 0 */
+    int64_t unit_count;
     double max_norm;           /* of the mean gradient, which is scaled down to it; 0: any */
     double clip_value;         /* then of each of its elements; 0: any */
 } fb_network;

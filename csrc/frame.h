@@ -22,7 +22,6 @@ typedef struct frame {
     int single;       /* a step of one row may take row_forward and row_gradient */
     int coupled;      /* statistics over rows: in phase A all threads meet at every such norm */
     lane *lanes;      /* one per thread; written before a barrier, read after it */
-    double *squares;  /* FB_NORM_PARTS, alike: of stretches of the gradient, where its norm is limited */
     /* fb_run */
     int64_t first, last, deadline;
     const double *lr; /* of step `first` and those after it; fb_update: of its one */
@@ -66,9 +65,6 @@ static inline range share(int64_t n, int64_t unit, int t, int threads)
     range r = {first * unit, next * unit};
     return (range){r.begin < n ? r.begin : n, r.end < n ? r.end : n};
 }
-
-/* Stretches of the gradient whose squares are summed apart, then in order: the same bits for any number of threads. */
-#define FB_NORM_PARTS 64
 
 static inline int in_parts(const fb_network *net) { return net->parts >= 0; }
 

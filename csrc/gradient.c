@@ -187,56 +187,98 @@ static void stage_gradient(const frame *f, int64_t i, int64_t base, range rows, 
                                      scratch_of(f, t), ahead);
 }
 
-static void by_weights(const frame *f, int64_t base, int64_t rows, int add, char *gradient, int t, int threads)
+/* Where thread t's share of the parameters begins: between units where there are any. */
+static int64_t cut_at(const fb_network *net, int t, int threads)
 {
-    fb_ahead ahead = rows_ahead(f, base + rows, t, threads);
-    for (int64_t i = f->first_trained; i < f->net->stage_count; i++) {
-        const fb_stage *s = &f->net->stages[i];
-        if (s->gamma >= 0)
-            norm_gradient(f, i, base, (range){0, rows}, rows, columns_of(s, t, threads), add, gradient);
-        if (s->w < 0) continue;
-        stage_gradient(f, i, base, (range){0, rows}, share(weight_rows(s), f->k->tile_rows, t, threads), add, gradient,
-                       t, &ahead);
-    }
-}
-
-/* Parameters of a stretch whose squares are summed apart. */
-static int64_t norm_width(const fb_network *net)
-{
-    const int64_t part = (net->parameter_count + FB_NORM_PARTS - 1) / FB_NORM_PARTS;
-    return (part + 15) / 16 * 16;
+    const int64_t at = net->parameter_count * t / threads;
+    for (int64_t i = 0; i < net->unit_count; i++)
+        if (net->units[i].begin >= at) return net->units[i].begin;
+    return net->parameter_count;
 }
 
 static range parameters_of(const frame *f, int t, int threads)
 {
-    return share(f->net->parameter_count, f->net->max_norm > 0 ? norm_width(f->net) : 16, t, threads);
+    if (!f->net->unit_count) return share(f->net->parameter_count, 16, t, threads);
+    return (range){cut_at(f->net, t, threads), cut_at(f->net, t + 1, threads)};
 }
 
-/* Of the stretches in a thread's share, from the last one down: it was written last, and the update begins with the first,
- * so that each finds some of what it reads in the cache. Frozen parameters are in no segment and do not count. */
-static void sum_squares(const frame *f, const char *gradient, range mine)
+/* Of the units that end in `mine`. Frozen parameters are in no segment and do not count. Squares of float32 elements that leave its
+ * range do, unless `exact` asks for double. */
+static void sum_squares(const frame *f, const char *gradient, range mine, int exact)
 {
-    const int64_t width = norm_width(f->net);
-    for (int64_t i = (mine.end - mine.begin + width - 1) / width - 1; i >= 0; i--) {
-        const int64_t at = mine.begin + i * width, n = mine.end - at < width ? mine.end - at : width;
-        double total = 0;
-        for (int64_t s = 0; s < f->net->segment_count; s++) {
-            const fb_segment *segment = &f->net->segments[s];
-            const int64_t begin = at > segment->begin ? at : segment->begin;
-            const int64_t end = at + n < segment->end ? at + n : segment->end;
+    const fb_network *net = f->net;
+    for (int64_t i = 0; i < net->unit_count; i++) {
+        fb_unit *unit = &net->units[i];
+        if (unit->end <= mine.begin || unit->end > mine.end) continue;
+        unit->squares = 0;
+        for (int64_t s = 0; s < net->segment_count; s++) {
+            const fb_segment *segment = &net->segments[s];
+            const int64_t begin = unit->begin > segment->begin ? unit->begin : segment->begin;
+            const int64_t end = unit->end < segment->end ? unit->end : segment->end;
+            if (begin >= end) continue;
+            const char *g = gradient + begin * f->k->size;
             double part = 0;
-            if (begin < end) f->k->row_norms(1, end - begin, gradient + begin * f->k->size, end - begin, &part);
-            total += part;
+            if (exact) f->k->row_norms(1, end - begin, g, end - begin, &part);
+            else part = f->k->squares(end - begin, g);
+            unit->squares += part;
         }
-        f->squares[at / width] = total;
     }
 }
 
-static double norm_of(const frame *f)
+static double total_of_squares(const fb_network *net)
 {
     double total = 0;
-    for (int64_t i = 0; i * norm_width(f->net) < f->net->parameter_count; i++) total += f->squares[i];
-    return __builtin_sqrt(total); /* one instruction */
+    for (int64_t i = 0; i < net->unit_count; i++) total += net->units[i].squares;
+    return total;
+}
+
+/* Norm of a gradient whose squares are summed, behind a barrier. Those too large for float32 make the total infinite, and
+ * those too small, below 1e-38 each, do not count beside 1e-30 each: else all are summed again in double. */
+static double norm_of(const frame *f, const char *gradient, range mine, int threads)
+{
+    const double total = total_of_squares(f->net);
+    if (total >= 1e-30 * (double)f->net->parameter_count && total <= f->k->limit) return __builtin_sqrt(total);
+    fb_wait_for_all(threads);
+    sum_squares(f, gradient, mine, 1);
+    fb_wait_for_all(threads);
+    return __builtin_sqrt(total_of_squares(f->net)); /* one instruction */
+}
+
+static range rows_of(const fb_stage *s, range parameters, int64_t size)
+{
+    const int64_t first = s->w / size, rows = weight_rows(s);
+    const int64_t begin = (parameters.begin - first) / s->outputs, end = (parameters.end - first) / s->outputs;
+    return (range){begin < 0 ? 0 : begin > rows ? rows : begin, end < 0 ? 0 : end > rows ? rows : end};
+}
+
+/* Thread t's rows of the weights of every stage. Where the norm is wanted they are those that it will update, and squares
+ * are summed while a block of them is in a near cache. */
+static void by_weights(const frame *f, int64_t base, int64_t rows, int add, char *gradient, int t, int threads)
+{
+    const fb_network *net = f->net;
+    const range mine = parameters_of(f, t, threads), batch = {0, rows};
+    fb_ahead ahead = rows_ahead(f, base + rows, t, threads);
+    for (int64_t i = f->first_trained; i < net->stage_count; i++) {
+        const fb_stage *s = &net->stages[i];
+        const int64_t first = s->w / f->k->size, gamma = s->gamma / f->k->size;
+        if (s->gamma >= 0 && !net->unit_count)
+            norm_gradient(f, i, base, batch, rows, columns_of(s, t, threads), add, gradient);
+        if (s->gamma >= 0 && mine.begin <= gamma && gamma < mine.end && net->unit_count) {
+            norm_gradient(f, i, base, batch, rows, (range){0, s->outputs}, add, gradient);
+            sum_squares(f, gradient, (range){gamma, gamma + 2 * s->outputs}, 0);
+        }
+        if (s->w < 0) continue;
+        if (!net->unit_count) {
+            stage_gradient(f, i, base, batch, share(weight_rows(s), f->k->tile_rows, t, threads), add, gradient, t, &ahead);
+            continue;
+        }
+        const range own = rows_of(s, mine, f->k->size);
+        for (int64_t r = own.begin, end; r < own.end; r = end) {
+            end = own.end - r < FB_BLOCK_ROWS ? own.end : r + FB_BLOCK_ROWS;
+            stage_gradient(f, i, base, batch, (range){r, end}, add, gradient, t, &ahead);
+            sum_squares(f, gradient, (range){first + r * s->outputs, first + end * s->outputs}, 0);
+        }
+    }
 }
 
 /* Of rows [rows.begin, rows.end), all stages: gradient = their sums. */
@@ -333,13 +375,11 @@ static void apply_finite(frame *f, const char *gradient, double scale, double fa
     update_share(f, gradient, scale, factor, now, parameters_of(f, t, threads));
 }
 
-/* The norm says that all elements are finite, but for a few of the largest. */
+/* Squares are summed, behind a barrier. The norm says that all elements are finite, but for a few of the largest. */
 static int apply_limited(frame *f, const char *gradient, double scale, const moment *now, int t, int threads)
 {
     const range mine = parameters_of(f, t, threads);
-    sum_squares(f, gradient, mine);
-    fb_wait_for_all(threads);
-    const double norm = scale * norm_of(f), factor = f->net->max_norm / (norm + 1e-6); /* the constant is torch's */
+    const double norm = scale * norm_of(f, gradient, mine, threads), factor = f->net->max_norm / (norm + 1e-6); /* the constant is torch's */
     if (!(norm <= f->k->limit) && !is_finite(f, peak_of_share(f, gradient, mine), scale, t, threads))
         return FB_GRADIENT_NOT_FINITE;
     if (!(norm - norm == 0)) return FB_GRADIENT_NOT_FINITE;
@@ -351,7 +391,11 @@ static int apply_limited(frame *f, const char *gradient, double scale, const mom
 int fb_apply_gradient(frame *f, const char *gradient, double scale, const moment *now, int t, int threads)
 {
     const range mine = parameters_of(f, t, threads);
-    if (f->net->max_norm > 0) return apply_limited(f, gradient, scale, now, t, threads);
+    if (f->net->max_norm > 0) {
+        sum_squares(f, gradient, mine, 0);
+        fb_wait_for_all(threads);
+        return apply_limited(f, gradient, scale, now, t, threads);
+    }
     if (!is_finite(f, peak_of_share(f, gradient, mine), scale, t, threads)) return FB_GRADIENT_NOT_FINITE;
     apply_finite(f, gradient, scale, 1, now, t, threads);
     return FB_OK;
@@ -370,7 +414,11 @@ static int apply_parts(frame *f, int64_t base, int64_t rows, const moment *now, 
     const uint64_t top = by_parts(f, base, rows, 0, gradient, t, threads); /* and a barrier */
     if (fb_loss_is_bad(f, threads)) return FB_LOSS_NOT_FINITE;
     const double scale = scale_of(f, rows);
-    if (f->net->max_norm > 0) return apply_limited(f, gradient, scale, now, t, threads);
+    if (f->net->max_norm > 0) {
+        sum_squares(f, gradient, parameters_of(f, t, threads), 0);
+        fb_wait_for_all(threads);
+        return apply_limited(f, gradient, scale, now, t, threads);
+    }
     if (!is_finite(f, top, scale, t, threads)) return FB_GRADIENT_NOT_FINITE;
     apply_finite(f, gradient, scale, 1, now, t, threads);
     return FB_OK;
@@ -398,6 +446,7 @@ static int apply_blocks(frame *f, int64_t base, int64_t rows, const moment *now,
     char *gradient = f->arena + f->net->gradient;
     by_weights(f, base, rows, 0, gradient, t, threads);
     fb_wait_for_all(threads);
+    if (f->net->max_norm > 0) return apply_limited(f, gradient, scale, now, t, threads);
     return fb_apply_gradient(f, gradient, scale, now, t, threads);
 }
 

@@ -135,12 +135,10 @@ fb_outcome fb_run(const fb_network *net, char *arena, const fb_feed *feed, int64
                   const double *lr, int64_t budget_ns, int threads, fb_tuner *tuner, fb_sums *sums)
 {
     lane lanes[FB_MAX_THREADS];
-    double squares[FB_NORM_PARTS];
     frame f = fb_frame(net, arena, feed);
     f.lanes = lanes;
     if (!in_parts(net)) f.first_trained = fb_first_trained(net); /* parts are summed and looked at whole */
     f.single = in_parts(net) && net->kernels->row_forward && is_chain(net);
-    f.squares = squares;
     f.outcome.next = first;
     f.sums = *sums;
     const int tuned = threads > 1 && !fb_exact();

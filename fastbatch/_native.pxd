@@ -14,6 +14,8 @@ cdef extern from "fastbatch.h" nogil:
         pass
     ctypedef struct fb_segment:
         fb_optimizer optimizer
+    ctypedef struct fb_unit:
+        double squares
     ctypedef struct fb_slice:
         void *p
         const void *g
@@ -64,6 +66,8 @@ cdef extern from "fastbatch.h" nogil:
         int64_t segment_count
         int uniform
         double *norms
+        fb_unit *units
+        int64_t unit_count
         int64_t y, row_loss, row_weight, row_share, gradient, running, scratch, scratch_bytes, parts, part_bytes
         double max_norm, clip_value
     ctypedef struct fb_input:

@@ -85,6 +85,7 @@ class Network:
         segments: NDArray[np.void],
         uniform: bool,
         norms: _Doubles | None,
+        units: NDArray[np.void] | None,
         inputs: int,
         outputs: int,
         targets: str,

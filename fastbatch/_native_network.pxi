@@ -88,7 +88,7 @@ cdef class Network:
     cdef int threads  # that the arena has scratch for
 
     def __init__(self, str target, parameters, slots, buffers, steps, uint64_t seed, int loss, double loss_parameter,
-                 per_output, segments, bint uniform, norms, int64_t inputs, int64_t outputs, str targets,
+                 per_output, segments, bint uniform, norms, units, int64_t inputs, int64_t outputs, str targets,
                  double flops_per_row, double flops_per_step, allowed, limit, Lock lock, double max_norm,
                  double clip_value):
         """`targets` is what the loss takes, or "masked" for labels that the fast path leaves alone.
@@ -98,7 +98,7 @@ cdef class Network:
         A step costs flops_per_row for each of its rows, and flops_per_step whatever their number. `max_norm` and
         `clip_value` are 0 where nothing is clipped.
         """
-        self.held = (parameters, slots, buffers, steps, per_output, segments, norms)
+        self.held = (parameters, slots, buffers, steps, per_output, segments, norms, units)
         self.as_it_lies.kind = _ROWS_OF_SOURCES[parameters.dtype.str[1:]]
         self.as_it_lies.size = self.as_it_lies.step = parameters.itemsize
         self.as_it_lies.scale = self.as_it_lies.shift = NULL
@@ -119,6 +119,10 @@ cdef class Network:
         self.net.segment_count = len(segments)
         self.net.uniform = uniform
         self.net.norms = <double *>_data(norms)
+        if units is not None and units.itemsize != sizeof(fb_unit):
+            raise ValueError("fb_unit of csrc/fastbatch.h and UNIT_DTYPE of native.py differ")
+        self.net.units = <fb_unit *>_data(units)
+        self.net.unit_count = 0 if units is None else len(units)
         self.net.max_norm, self.net.clip_value = max_norm, clip_value
         self.inputs = inputs
         self.outputs = outputs

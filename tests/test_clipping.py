@@ -237,3 +237,20 @@ def test_a_penalty_by_weight_is_not_clipped(backend):
         trainer.fit(x, y, batch_size="full")
         w = trainer.model.weights[0][0]
         assert difference(w, before[: w.size].reshape(w.shape) * (1 - 3.0 / 40)) < 1e-6
+
+
+@backends
+@sizes
+@pytest.mark.parametrize("size", [1e25, 1e-25])
+def test_norms_whose_squares_leave_float32(backend, sizes, size):
+    """A network of zeros: only the last bias has a gradient, the sum of dz."""
+    x, _ = make_data(n=40)
+    trainer = make_trainer(optimizer=fb.SGD(lr=1.0), sizes=sizes, backend=backend, max_grad_norm=size / 100)
+    trainer.model.parameters[:] = 0
+    dz = (size * np.random.default_rng(0).uniform(0.5, 1, (40, OUTPUTS))).astype(np.float32)
+    norm = np.linalg.norm(dz.sum(axis=0, dtype=np.float64))
+    trainer.forward(x, training=True)
+    trainer.backward(dz)
+    trainer.update()
+    made = np.linalg.norm(trainer.model.parameters.astype(np.float64))
+    assert made == pytest.approx(size / 100 * norm / (norm + 1e-6), rel=1e-5)  # the constant is torch's

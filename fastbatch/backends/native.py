@@ -68,6 +68,30 @@ def _norms(plan: Plan) -> Array | None:
     return np.zeros((sum(-(-(s.end - s.begin) // _native.NORM_BLOCK) for s in plan.segments), 2))
 
 
+# fb_unit of csrc/fastbatch.h
+UNIT_DTYPE = np.dtype([("begin", np.int64), ("end", np.int64), ("squares", np.float64)])
+_UNITS = 64  # about; threads share the parameters out by them
+_UNIT_ROWS = 24  # whole tiles of every target
+
+
+def _units(plan: Plan) -> Array | None:
+    """Stretches whose squares are summed apart where the norm is limited: whole rows of weights, or a norm."""
+    if plan.max_norm is None:
+        return None
+    ends = []
+    for stage in plan.stages:
+        if stage.w is not None:
+            rows = stage.inputs + (stage.b is not None)
+            at_once = -(-plan.num_parameters // (_UNITS * stage.outputs * _UNIT_ROWS)) * _UNIT_ROWS
+            ends += [stage.w + min(row + at_once, rows) * stage.outputs for row in range(0, rows, at_once)]
+        if stage.norm is not None:
+            ends.append(stage.norm.beta + stage.outputs)
+    table = np.zeros(len(ends), UNIT_DTYPE)
+    table["end"] = ends
+    table["begin"][1:] = ends[:-1]
+    return table
+
+
 def _per_output(loss: ops.Loss, outputs: int, dtype: str) -> Array | None:
     return None if loss.per_output is None else np.ascontiguousarray(np.broadcast_to(loss.per_output, outputs), dtype)
 
@@ -273,6 +297,7 @@ class FusedProgram:
             _segments(plan.segments),
             plan.is_uniform,
             _norms(plan),
+            _units(plan),
             plan.inputs,
             plan.outputs,
             "masked" if plan.loss.ignored is not None else plan.loss.targets,
