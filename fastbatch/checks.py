@@ -19,6 +19,7 @@ __all__ = [
     "DTYPES",
     "SOURCES",
     "as_dtype",
+    "as_given",
     "as_inputs",
     "as_real",
     "as_rows",
@@ -121,6 +122,21 @@ def as_rows(value, width: int, dtype: str, where: str = "X", layer: str = "", em
     if array.dtype in _SOURCE_DTYPES and array.flags.aligned:
         return array
     return _convert(array, dtype)
+
+
+def as_given(value, width: int, dtype: str, where: str = "X") -> Array:
+    """Inputs that need no conversion: no look at more than what kernels rely on.
+
+    Raises
+    ------
+    ShapeError, DTypeError
+    """
+    expected = f"{where} with validate=False: expected a C-contiguous {dtype} ndarray of shape (n, {width})"
+    if not isinstance(value, np.ndarray) or value.dtype != dtype:
+        raise DTypeError(f"{expected}, got {getattr(value, 'dtype', type(value).__name__)}")
+    if value.ndim != 2 or value.shape[1] != width or not (value.flags.c_contiguous and value.flags.aligned):
+        raise ShapeError(f"{expected}, got shape {value.shape} with strides {value.strides}")
+    return value
 
 
 def as_inputs(value, width: int, dtype: str, where: str) -> Array:

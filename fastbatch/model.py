@@ -216,8 +216,7 @@ class Sequential:
         batch_size : int, optional
             Rows per block; bounds memory and changes nothing else.
         validate : bool, default True
-            False skips the checks: X must be a C-contiguous (n, I) array of the model's dtype, or memory is read that
-            is not its own.
+            False converts nothing: X must be a C-contiguous (n, I) ndarray of the model's dtype.
 
         Returns
         -------
@@ -226,7 +225,7 @@ class Sequential:
         Raises
         ------
         ShapeError, DTypeError
-            When X is not a real (n, I) array.
+            When X is not a real (n, I) array; with ``validate=False``, when it is not one that needs no conversion.
         ArgumentError
             For a batch_size < 1.
         """

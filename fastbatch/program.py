@@ -14,7 +14,7 @@ import numpy as np
 
 from . import ops
 from .backends import default_name, select
-from .checks import as_rows, count, weight_unit
+from .checks import as_given, as_rows, count, weight_unit
 from .errors import ArgumentError, DivergenceError
 from .model import Sequential
 from .plan import Norm, Plan, Stage, make_plan
@@ -397,7 +397,10 @@ def predict(model: Sequential, X, batch_size: int | None = None, validate: bool 
         outputs = _inference_program(model).fast_predict(X)
         if outputs is not None:
             return outputs
-    x = as_rows(X, model.input_size, model.dtype, "X", model.first_dense, empty=True) if validate else X
+    if validate:
+        x = as_rows(X, model.input_size, model.dtype, "X", model.first_dense, empty=True)
+    else:
+        x = as_given(X, model.input_size, model.dtype)
     block = PREDICT_ROWS if batch_size is None else count("batch_size", batch_size)
     return predict_rows(_inference_program(model), x, model, block)
 

@@ -763,6 +763,20 @@ def test_predict_in_blocks_changes_no_bit(size):
     assert_same_bits(np.concatenate([model.predict(row[None]) for row in x[:40]]), whole[:40])
 
 
+def test_without_validation_only_what_needs_no_conversion():
+    model = fb.MLP([3, 4, 2])
+    good = np.ones((5, 3), np.float32)
+    assert_same_bits(model.predict(good, validate=False), model.predict(good))
+    assert model.predict(good[:0], validate=False).shape == (0, 2)
+    unaligned = np.frombuffer(b"0" + good.tobytes(), np.uint8)[1:].view(np.float32).reshape(5, 3)
+    for bad in (good[:, :2], good.T, np.asfortranarray(good), good[0], good[::2], unaligned):
+        with pytest.raises(fb.ShapeError, match=r"X with validate=False: expected a C-contiguous float32 ndarray of"):
+            model.predict(bad, validate=False)
+    for bad in (good.astype(np.float64), good.astype(">f4"), good.tolist()):
+        with pytest.raises(fb.DTypeError, match="X with validate=False"):
+            model.predict(bad, validate=False)
+
+
 @pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
 def test_predict_proba_follows_the_loss(loss):
     x, y = make_data(loss)
