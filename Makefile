@@ -33,7 +33,7 @@ endef
 $(eval $(call ulp_of,ulp,$$(CC)))
 $(eval $(call ulp_of,ulp-arm,$$(ARM_CC)))
 
-.PHONY: help build test test-driver test-arm ulp ulp-arm bench lint format sanitize clean
+.PHONY: help build test test-all test-driver test-arm ulp ulp-arm bench lint format sanitize clean
 .PHONY: help build test bench peers growth grid memory readme lint format sanitize clean
 
 help:  ## this list
@@ -43,8 +43,11 @@ help:  ## this list
 build:  ## compile the C extension in place; `pip install -e '.[test,dev]'` once before it
 	$(PYTHON) setup.py build_ext --inplace
 
-test:  ## the tests
+test:  ## the default tier of the tests
 	$(PYTHON) -m pytest
+
+test-all:  ## all tests, the exhaustive ones with them
+	$(PYTHON) -m pytest -m ""
 
 test-driver: build/driver/driver  ## the kernels without Python: a C program judges the same cases
 	$(PYTHON) tests/drive.py $<
@@ -105,7 +108,7 @@ sanitize:  ## run the tests against a build with the address and undefined-behav
 	cd $(SANITIZE_DIR) && \
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONPATH=. \
-		$(PYTHON) -m pytest -p no:cacheprovider --capture=sys -m "not torch" \
+		$(PYTHON) -m pytest -p no:cacheprovider --capture=sys -m "not torch and not exhaustive" \
 		--deselect tests/test_memory.py::test_repeated_runs_do_not_grow $(ARGS)
 
 clean:  ## remove what was built

@@ -238,6 +238,11 @@ class LossCase:
     def classes(self) -> bool:
         return self.row.targets == "classes"
 
+    @property
+    def narrow(self) -> bool:
+        """Kernels have a form of their own for rows no wider than a vector."""
+        return shape_of(self.subject, self.dtype)[0] >= self.O
+
     def data(self) -> dict[str, Array | None]:
         rng = rng_of(self.id)
         a = (rng.standard_normal((self.B, self.O)) * rng.choice([0.5, 2, 8])).astype(self.dtype)

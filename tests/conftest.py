@@ -14,6 +14,7 @@ import sys
 import cases
 import numpy as np
 import pytest
+import tiers
 
 import fastbatch as fb
 
@@ -45,6 +46,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" and not report.skipped:
         _ran.update(dict(report.user_properties).get("subjects", ()))
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tiers.mark(items)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -17,6 +17,7 @@ from helpers import (
     make_data,
     make_trainer,
 )
+from tiers import thin
 
 import fastbatch as fb
 from fastbatch import ops
@@ -62,6 +63,7 @@ def _pieces(program, data, composition) -> tuple[np.ndarray, Sums]:
     return gradient, sums
 
 
+@thin(2, "subject")
 @pytest.mark.parametrize("sizes", [SMALL, (INPUTS, 120, 80, OUTPUTS)], ids=["small", "large"])
 @pytest.mark.parametrize(
     ("subject", "dtype"), [(name, dtype) for name in (*FUSED, "reference") for dtype in ("float32", "float64")]

@@ -60,6 +60,7 @@ def test_contestants_know_every_activation(contestant, activation):
         verify(contestant, workload)
 
 
+@pytest.mark.exhaustive  # compiles each network twice
 def test_jax_does_the_same_work():
     if JaxScan.version() is None:
         pytest.skip("jax is not installed")

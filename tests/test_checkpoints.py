@@ -879,9 +879,9 @@ def _kill_again_and_again(folder: Path, backend: str, epochs: int, times: int, s
 @pytest.mark.parametrize(
     ("backend", "times", "seed"),
     [
-        pytest.param("c", 12, 0, marks=BACKENDS[0].marks),
-        pytest.param("c", 25, 1, marks=(*BACKENDS[0].marks, pytest.mark.slow)),
-        pytest.param("reference", 25, 2, marks=pytest.mark.slow),
+        pytest.param("c", 5, 0, marks=BACKENDS[0].marks),
+        pytest.param("c", 25, 1, marks=(*BACKENDS[0].marks, pytest.mark.exhaustive)),
+        pytest.param("reference", 25, 2, marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(backend, times, seed, tmp_path):

@@ -199,6 +199,7 @@ def test_the_demo_prints_every_epoch_and_what_ran(demo):
     assert re.search(rf"^{ran}, \d+ thread\(s\)", result.stdout, re.MULTILINE)
 
 
+@pytest.mark.exhaustive  # sixty epochs
 def test_the_demo_of_the_readme_reaches_its_accuracy(tmp_path):
     pytest.importorskip("sklearn", reason="the demo needs scikit-learn")
     pytest.importorskip("matplotlib", reason="the demo needs matplotlib")
@@ -207,6 +208,7 @@ def test_the_demo_of_the_readme_reaches_its_accuracy(tmp_path):
     assert _accuracy(_run("demo", "--out", tmp_path / "curve.png")) >= 0.97
 
 
+@pytest.mark.exhaustive  # imports scikit-learn once more
 def test_the_demo_runs_on_the_reference(tmp_path):
     pytest.importorskip("sklearn", reason="the demo needs scikit-learn")
     pytest.importorskip("matplotlib", reason="the demo needs matplotlib")
@@ -250,6 +252,7 @@ def test_import_touches_no_warning_filter_and_prints_nothing():
     assert (result.stdout, result.stderr) == ("", "")
 
 
+@pytest.mark.exhaustive  # five processes
 def test_import_time_is_reported():
     code = (
         "import time, numpy\nstart = time.perf_counter()\nimport fastbatch\nprint(1e3 * (time.perf_counter() - start))"

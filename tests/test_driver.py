@@ -18,7 +18,11 @@ import drive
 
 ROOT = Path(__file__).parents[1]
 MISSING = [tool for tool in ("make", os.environ.get("CC", "cc")) if not shutil.which(tool)]
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+# the driver is the kernels compiled once more: half a minute
+pytestmark = [
+    pytest.mark.exhaustive,
+    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
+]
 
 
 @pytest.fixture(scope="module")

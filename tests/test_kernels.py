@@ -23,6 +23,7 @@ from cases import (
     update_cases,
 )
 from test_math import flushed
+from tiers import thin
 
 import fastbatch as fb
 from fastbatch import ops
@@ -38,11 +39,13 @@ def test_dense_backward(case):
     oracle.check_dense_backward(SUBJECTS[case.subject], case, need_dx=case.bias or case.B % 2 == 0)
 
 
+@thin(2, "subject", "dtype", "loss", "narrow")
 @parametrize(loss_cases())
 def test_loss(case):
     oracle.check_loss(SUBJECTS[case.subject], case)
 
 
+@thin(3, "subject", "dtype", "optimizer")
 @parametrize(update_cases())
 def test_update(case):
     oracle.check_update(SUBJECTS[case.subject], case)
@@ -95,6 +98,7 @@ def test_extreme_inputs(subject, activation, size, dtype):
         oracle.check_dense_backward(SUBJECTS[subject], case, data)
 
 
+@thin(2, "subject", "dtype", "name")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", LOSS_NAMES)
 @pytest.mark.parametrize("size", SIZES)
@@ -106,6 +110,7 @@ def test_extreme_outputs(subject, name, size, dtype):
         oracle.check_loss(SUBJECTS[subject], case, data)
 
 
+@thin(1, "subject", "dtype", "optimizer")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("size", ["subnormal", "tiny", "large"])
@@ -234,6 +239,7 @@ def test_layouts(subject, public, which, layout):
     _equals(call, data[which], LAYOUTS[layout](data[which]), native=layout != "byteswapped")
 
 
+@thin(2, "subject", "name")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", LOSS_NAMES)
 def test_loss_layouts(subject, public, name, layout):

@@ -22,6 +22,7 @@ from cases import (
     rng_of,
     targets,
 )
+from tiers import thin
 
 import fastbatch as fb
 from fastbatch import ops
@@ -64,11 +65,13 @@ def assert_same_runs(got, expected, what: str) -> None:
 # -- one step ----------------------------------------------------------------------------------------------------------
 
 
+@thin(2, "numbers", "dtype")
 @parametrize(net_cases())
 def test_gradient(case):
     oracle.check_gradient(case)
 
 
+@thin(2, "numbers", "dtype")
 @parametrize(net_cases())
 def test_step_is_gradient_then_update(case, order_of_sums):
     """A run of one step, which may never hold the gradient, gives the bits of accumulate and update."""
@@ -152,6 +155,7 @@ def exact_parameters(case: NetCase, rows: int, order: np.ndarray) -> np.ndarray:
     return run(replace(case, subject="reference", dtype="float64"), feed)[0][0]
 
 
+@thin(1, "numbers", "dtype")
 @parametrize(net_cases(FUSED))
 def test_run_equals_the_composition(case):
     """Whole runs agree in norm and loss; not per element: under Adam a rounding-level gradient may change its sign.
@@ -260,6 +264,7 @@ def test_rows_with_a_stride(case):
     assert_same_runs(run(case, replace(feed, **changes, order=order)), shuffled, f"{case.id}: shuffled")
 
 
+@thin(2, "numbers", "dtype")
 @parametrize(few_nets())
 def test_a_budget_of_nothing_makes_progress(case):
     _, state, program = case.program()
@@ -337,6 +342,7 @@ def test_any_number_of_threads(case, order_of_sums):
             oracle.assert_same_bits(g, e, f"{case.id}: {name} on {threads} threads")
 
 
+@thin(3, "subject", "numbers", "dtype")
 @parametrize([replace(case, B=23) for case in few_nets()] + [replace(case, B=300) for case in few_nets(FUSED)])
 @pytest.mark.parametrize("tiles", [1, 2, 5, 7])
 def test_any_split_into_micro_batches(case, tiles, order_of_sums):
@@ -394,6 +400,7 @@ def test_every_optimizer_in_a_run(subject, optimizer):
         oracle.assert_norm_close(oracle.tensors(plan, ran[1])[name], tensor, 2e-4, f"{case.id}: slots of {name}")
 
 
+@thin(1, "name")
 @pytest.mark.parametrize("activation", ops.ACTIVATIONS)
 @pytest.mark.parametrize("name", LOSS_NAMES)
 def test_gradient_is_the_difference_quotient(name, activation):
@@ -438,6 +445,7 @@ def diverging(subject: str, kind: str, optimizer: str, steps_before: int = 0):
     return plan, state, program, feed
 
 
+@thin(1, "subject", "kind", "optimizer")
 @pytest.mark.parametrize("optimizer", MAIN_OPTIMIZERS)
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("steps_before", [0, 1])
@@ -478,6 +486,7 @@ def test_a_step_that_diverges_changes_nothing(subject, kind, optimizer, steps_be
             assert np.isfinite(state.parameters).all()
 
 
+@thin(2, "subject", "optimizer")
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("optimizer", MAIN_OPTIMIZERS)

@@ -11,6 +11,7 @@ import pytest
 from cases import FUSED, LOSS_NAMES, NETS, PAIRS, SUBJECTS, NetCase, few_nets, pairwise, parametrize
 from helpers import BACKENDS, assert_same_bits, assert_same_trainer, make_data, make_trainer
 from test_teeth import HOST, Mutant
+from tiers import thin
 
 import fastbatch as fb
 from fastbatch import ops
@@ -138,6 +139,7 @@ def sample_cases(pairs=PAIRS) -> list[NetCase]:
 EXACT = [pair for pair in PAIRS if pair != ("reference", "float32")]
 
 
+@thin(2, "numbers", "dtype")
 @parametrize(sample_cases(EXACT))
 def test_per_sample(case):
     check_per_sample(case)
@@ -217,6 +219,7 @@ def any_trainer(backend, loss="mse", activation="tanh", **options) -> fb.Trainer
     return make_trainer(loss, activation=activation, backend=backend, **options)
 
 
+@thin(2, "backend", "loss")
 @backends
 @pytest.mark.parametrize("activation", ops.ACTIVATIONS)
 @pytest.mark.parametrize("loss", ops.LOSSES)

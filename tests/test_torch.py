@@ -14,6 +14,7 @@ import math
 import numpy as np
 import pytest
 from helpers import BACKENDS, difference
+from tiers import thin
 
 import fastbatch as fb
 from fastbatch import kernels, ops
@@ -170,6 +171,7 @@ FIFTY = [
 ]
 
 
+@thin(1, "optimizer", "activation")
 @strictest
 @losses
 @pytest.mark.parametrize(("optimizer", "activation"), FIFTY)
