@@ -692,6 +692,9 @@ def test_no_damaged_byte_goes_unnoticed(saved):
         broken[position] ^= 0x11
         saved.write_bytes(broken)
         _unreadable(saved)
+    # the times in a file move what the steps above hit; without its name the checksum would not be looked for
+    saved.write_bytes(data.replace(b'"crc32"', b'"crc33"'))
+    _unreadable(saved, "checksum")
     for position in range(len(data) - 8, len(data)):
         broken = bytearray(data)
         broken[position] ^= 1

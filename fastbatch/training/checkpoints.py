@@ -86,6 +86,8 @@ def load(cls: type[Trainer], path: str | os.PathLike, custom: Sequence[Callable]
     tensors, metadata = storage.read(path)
     if "trainer" not in metadata:
         raise CheckpointError(f"{path}: expected a trainer, got a model; fastbatch.load reads it")
+    if "crc32" not in metadata:  # files of models have none
+        raise CheckpointError(f"{path}: the file is damaged: expected a checksum, got none")
     with storage.damaged(path, "description of the trainer"):
         coded = json.loads(metadata["trainer"])
         missing = sorted(set(storage.names(coded)) - known.keys())
