@@ -508,9 +508,10 @@ def test_update_refuses_a_gradient_that_is_not_finite(subject, optimizer, thread
     assert_same_state(snapshot(state), before, "scaled past the end")
 
 
+@thin(1, "fused", "optimizer", "order_of_sums")
 @pytest.mark.parametrize("optimizer", MAIN_OPTIMIZERS)
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_checked_and_fused_paths_agree(fused, optimizer, threads):
+def test_checked_and_fused_paths_agree(fused, optimizer, threads, order_of_sums):
     """A row of weight 0 and an input of 1e30, which no weight looks at, lifts the bound over the limit and no sum.
 
     The second step is healthy: it shows that the checked path has left the transposed weights as the fused one does.
@@ -536,9 +537,10 @@ def test_checked_and_fused_paths_agree(fused, optimizer, threads):
     assert runs[0][0].any()
 
 
+@thin(1, "subject", "optimizer", "order_of_sums")
 @pytest.mark.parametrize("weight", [1e-3, 1e-12])
 @pytest.mark.parametrize("optimizer", MAIN_OPTIMIZERS)
-def test_small_weights_do_not_hide_an_overflow(subject, optimizer, weight):
+def test_small_weights_do_not_hide_an_overflow(subject, optimizer, weight, order_of_sums):
     """The sum is finite, the mean is not: dividing by a total weight below 1 can overflow after the check."""
     case = NetCase(subject, "linear", "identity", "mse", optimizer, O=1, B=2)
     _, state, program = case.program()
@@ -569,15 +571,17 @@ def test_tiny_weights(subject, weight):
     """Equal weights are no weights, however small; or a refusal that changes nothing."""
     case = NetCase(subject, "two", "tanh", "mse")
     _, state, program = case.program()
-    before = snapshot(state)
+    before, sums = snapshot(state), Sums()
     try:
         with np.errstate(all="ignore"):
-            program.run(case.feed(weight=np.full(case.B, weight)), 0, 1, LRS[:1], FOREVER, Sums())
+            program.run(case.feed(weight=np.full(case.B, weight)), 0, 1, LRS[:1], FOREVER, sums)
     except fb.DivergenceError:
         assert_same_state(snapshot(state), before, "after the refusal")
         return
-    plain, _ = run(case, case.feed())
+    plain, expected = run(case, case.feed())
     oracle.assert_norm_close(state.parameters, plain[0], 1e-5, "parameters")
+    assert sums.weight == pytest.approx(weight * case.B, rel=1e-6, abs=0)
+    assert sums.mean() == pytest.approx(expected.mean(), rel=1e-5)
 
 
 def test_one_class_weight_for_all_classes(subject):
