@@ -27,6 +27,7 @@ typedef struct fb_stage {
     int64_t u;                 /* what the norm reads; absent where that is the input */
     int64_t stats;             /* (B, 2) as norm_rows has it; over rows, FB_STATS rows for each group; -1: not kept */
     double eps, momentum;
+    double column_norm;        /* an update holds the columns of w to it; 0: any */
 } fb_stage;
 
 /* Of a group: mean, variance, factor, and the sums of dy along the normalised x and alone. */
@@ -167,6 +168,9 @@ typedef struct fb_kernels {
     void (*update)(int rule, const double *constants, double scale, fb_slice slice);
     /* For rules that are normed: sums of the squares of p and of u, in double, in an order that depends on n only. */
     void (*update_norms)(int rule, const double *constants, double scale, fb_slice slice, double *norms);
+    /* Columns [begin, end) of w (rows, width) whose norm exceeds `most` are scaled down to it. Squares (of float32: exact) are
+     * summed in double, one chain a column; |error| of an element <= 2u. 2 rows (end - begin) flops, as many where any is. */
+    void (*hold_columns)(int64_t rows, int64_t width, int64_t begin, int64_t end, double most, void *w);
     /* Largest magnitude in (rows, width) as bits, ordered like the magnitudes with Inf and NaN on top. */
     uint64_t (*peak)(int64_t rows, int64_t width, const void *x, int64_t ld);
     double (*peak_value)(uint64_t bits);
@@ -334,6 +338,7 @@ typedef struct fb_network {
     int64_t unit_count;
     double max_norm;           /* of the mean gradient, which is scaled down to it; 0: any */
     double clip_value;         /* then of each of its elements; 0: any */
+    int columns_held;          /* whether any stage has a column_norm */
 } fb_network;
 
 typedef struct fb_feed {

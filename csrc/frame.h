@@ -152,7 +152,7 @@ int fb_holds_gradient(const fb_network *net);
 int fb_loss_is_bad(const frame *f, int threads);
 /* Phase B of a step whose rows are done: FB_OK, or which not finite and nothing changed. Same answer on all threads. */
 int fb_apply(frame *f, int64_t base, int64_t rows, const moment *now, int t, int threads);
-/* Thread t's share of the update by `scale * gradient`, clipped, if the whole is finite. */
+/* Thread t's share of the update by `scale * gradient`, clipped, if the whole is finite; limits on columns as in fb_apply. */
 int fb_apply_gradient(frame *f, const char *gradient, double scale, const moment *now, int t, int threads);
 /* The first stage with parameters that are updated; stage_count where there is none. */
 int64_t fb_first_trained(const fb_network *net);

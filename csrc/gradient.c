@@ -388,7 +388,7 @@ static int apply_limited(frame *f, const char *gradient, double scale, const mom
     return FB_OK;
 }
 
-int fb_apply_gradient(frame *f, const char *gradient, double scale, const moment *now, int t, int threads)
+static int apply_gradient(frame *f, const char *gradient, double scale, const moment *now, int t, int threads)
 {
     const range mine = parameters_of(f, t, threads);
     if (f->net->max_norm > 0) {
@@ -447,10 +447,31 @@ static int apply_blocks(frame *f, int64_t base, int64_t rows, const moment *now,
     by_weights(f, base, rows, 0, gradient, t, threads);
     fb_wait_for_all(threads);
     if (f->net->max_norm > 0) return apply_limited(f, gradient, scale, now, t, threads);
-    return fb_apply_gradient(f, gradient, scale, now, t, threads);
+    return apply_gradient(f, gradient, scale, now, t, threads);
+}
+
+/* Behind an update, whose parameters are others: thread t's columns of every w that is limited. */
+static void hold_columns(const frame *f, int t, int threads)
+{
+    fb_wait_for_all(threads);
+    for (int64_t i = 0; i < f->net->stage_count; i++) {
+        const fb_stage *s = &f->net->stages[i];
+        const range mine = columns_of(s, t, threads);
+        if (s->column_norm > 0)
+            f->k->hold_columns(s->inputs, s->outputs, mine.begin, mine.end, s->column_norm, f->net->parameters + s->w);
+    }
+}
+
+int fb_apply_gradient(frame *f, const char *gradient, double scale, const moment *now, int t, int threads)
+{
+    const int status = apply_gradient(f, gradient, scale, now, t, threads);
+    if (status == FB_OK && f->net->columns_held) hold_columns(f, t, threads);
+    return status;
 }
 
 int fb_apply(frame *f, int64_t base, int64_t rows, const moment *now, int t, int threads)
 {
-    return (in_parts(f->net) ? apply_parts : apply_blocks)(f, base, rows, now, t, threads);
+    const int status = (in_parts(f->net) ? apply_parts : apply_blocks)(f, base, rows, now, t, threads);
+    if (status == FB_OK && f->net->columns_held) hold_columns(f, t, threads);
+    return status;
 }

@@ -70,6 +70,7 @@ cdef extern from "fastbatch.h" nogil:
         int64_t unit_count
         int64_t y, row_loss, row_weight, row_share, gradient, running, scratch, scratch_bytes, parts, part_bytes
         double max_norm, clip_value
+        int columns_held
     ctypedef struct fb_input:
         int kind
         int64_t size, step

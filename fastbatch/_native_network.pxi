@@ -90,13 +90,13 @@ cdef class Network:
     def __init__(self, str target, parameters, slots, buffers, steps, uint64_t seed, int loss, double loss_parameter,
                  per_output, segments, bint uniform, norms, units, int64_t inputs, int64_t outputs, str targets,
                  double flops_per_row, double flops_per_step, allowed, limit, Lock lock, double max_norm,
-                 double clip_value):
+                 double clip_value, bint columns_held):
         """`targets` is what the loss takes, or "masked" for labels that the fast path leaves alone.
 
         ``allowed(limit, flops)`` is the number of threads for a piece of work.
 
         A step costs flops_per_row for each of its rows, and flops_per_step whatever their number. `max_norm` and
-        `clip_value` are 0 where nothing is clipped.
+        `clip_value` are 0 where nothing is clipped; `columns_held` says whether any stage has a column_norm.
         """
         self.held = (parameters, slots, buffers, steps, per_output, segments, norms, units)
         self.as_it_lies.kind = _ROWS_OF_SOURCES[parameters.dtype.str[1:]]
@@ -124,6 +124,7 @@ cdef class Network:
         self.net.units = <fb_unit *>_data(units)
         self.net.unit_count = 0 if units is None else len(units)
         self.net.max_norm, self.net.clip_value = max_norm, clip_value
+        self.net.columns_held = columns_held
         self.inputs = inputs
         self.outputs = outputs
         self.takes_labels = targets == "classes"

@@ -182,6 +182,8 @@ def update(optimizer: ops.Optimizer, p: Array, g, slots: Array, t: int, *, backe
     ShapeError, DTypeError, ArgumentError, BackendError
     """
     optimizer = ops.get_optimizer(optimizer)
+    if optimizer.max_norm is not None:
+        raise ArgumentError(f"update: expected an optimizer without max_norm, p (N,) has no columns; got {optimizer}")
     p = _in_place(p, "p", (None,))
     dtype = checks.as_dtype(p.dtype)
     g = _array(g, "g", (len(p),), dtype)

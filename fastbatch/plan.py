@@ -170,6 +170,13 @@ class Plan:
                 found.append(part)
         return tuple(found)
 
+    @cached_property
+    def column_limits(self) -> tuple[float | None, ...]:
+        """Of each stage the norm that an update holds the columns of w to; None without one, and where w is frozen."""
+        settings = iter(self.optimizer.settings(sum(stage.has_dense for stage in self.stages)))
+        found = [next(settings) if stage.has_dense else None for stage in self.stages]
+        return tuple(None if setting is None else setting[0].max_norm for setting in found)
+
     @property
     def is_uniform(self) -> bool:
         """Whether all parameters are updated alike, whatever the batch and their values."""
@@ -255,11 +262,11 @@ def check_micro_batch(plan: Plan, size: int, rows: int, where: str = "micro_batc
 # -- memory of the fused program ---------------------------------------------------------------------------------------
 
 # The fields of `fb_stage` in csrc/fastbatch.h, all int64, in order. Offsets into parameters and arena are in bytes,
-# leading dimensions in elements; -1 is absent. The last two are the bits of doubles.
+# leading dimensions in elements; -1 is absent. The last three are the bits of doubles.
 STAGE_FIELDS = (
     "inputs", "outputs", "w", "b", "product_activation", "activation", "threshold", "layer",
     "x", "x_ld", "out", "out_ld", "z", "a", "saved", "dy", "dz",
-    "gamma", "beta", "mean", "var", "ghost", "u", "stats", "eps", "momentum",
+    "gamma", "beta", "mean", "var", "ghost", "u", "stats", "eps", "momentum", "column_norm",
 )  # fmt: skip
 STAGE_DTYPE = np.dtype([(name, np.int64) for name in STAGE_FIELDS])
 
@@ -337,8 +344,9 @@ def leading_dimension(width: int, dtype: str) -> int:
 def _stage_table(plan: Plan, activation_index: dict[str, int]) -> np.ndarray:
     size = np.dtype(plan.dtype).itemsize
     table = np.full(len(plan.stages), -1, STAGE_DTYPE)
-    for row, stage in zip(table, plan.stages):
+    for row, stage, limit in zip(table, plan.stages, plan.column_limits):
         row["inputs"], row["outputs"] = stage.inputs, stage.outputs
+        row["column_norm"] = np.float64(limit or 0.0).view(np.int64)
         row["w"] = -1 if stage.w is None else stage.w * size
         row["b"] = -1 if stage.b is None else stage.b * size
         row["activation"] = row["product_activation"] = activation_index[stage.activation.name]

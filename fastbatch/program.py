@@ -322,6 +322,9 @@ class ComposedProgram:
             row = segment.optimizer.at_scale(scale * unit)
             self.kernels.update(row, parameters[at], gradient[at], part, t, lr * segment.lr_factor)
             slots[:, at] = part
+        for stage, limit in zip(self.plan.stages, self.plan.column_limits):
+            if limit is not None:
+                ops.hold_columns(self._affine(stage, parameters)[0], limit)
         writes = [(state.parameters, parameters), (state.slots, slots), (state.steps, np.array([t]))]
         writes.append((sums.totals, total.totals))
         if running is not None:

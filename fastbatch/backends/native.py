@@ -308,6 +308,7 @@ class FusedProgram:
             self.lock,
             plan.max_norm or 0.0,
             plan.clip_value or 0.0,
+            any(plan.column_limits),
         )
 
     def _reserve(self, rows: int, threads_: int) -> None:

@@ -10,7 +10,7 @@ from .activations import ACTIVATIONS, SYNONYMS, Activation
 from .initializers import AUTO, INITIALIZERS, Initializer
 from .losses import LOSSES, Loss
 from .metrics import METRICS, Metric, as_given, custom, measure, top_k
-from .optimizer import SEMANTICS
+from .optimizer import SEMANTICS, hold_columns
 from .optimizers import OPTIMIZERS, SGD, Adam, Optimizer
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "get_loss",
     "get_metrics",
     "get_optimizer",
+    "hold_columns",
     "measure",
     "norms",
     "random",

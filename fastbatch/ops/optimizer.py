@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import ArgumentError, did_you_mean, unknown_name
 from ..schedules import Schedule
 
-__all__ = ["SEMANTICS", "Optimizer"]
+__all__ = ["SEMANTICS", "Optimizer", "hold_columns"]
 
 Array = np.ndarray
 
@@ -45,6 +45,10 @@ class Optimizer:
         Settings of single layers: ``{0: {"lr": 1e-4}, -1: {"weight_decay": 0}}``. Any number of the optimizer that does
         not change what its slots are, and ``lr_factor``, which multiplies the optimizer's rate, also that of a
         schedule. ``lr`` is another way to say that, beside an lr that is a number; it is kept as the factor.
+    max_norm : float, optional
+        After every update the weights that come into a unit, a column of w, are scaled down to this Euclidean norm
+        where theirs is larger (Srivastava et al. 2014, JMLR 15, section 5.1; Keras' MaxNorm). Biases and norms stay as
+        they are.
     semantics : {"torch", "sklearn", "keras"}, default "torch"
         Whose formula is meant where the three differ under one name (docs/optimizers.md); defaults stay torch's.
 
@@ -59,6 +63,7 @@ class Optimizer:
     decay_bias: bool = field(default=True, kw_only=True)
     frozen: tuple[int, ...] = field(default=(), kw_only=True)
     groups: dict[int, dict[str, Any]] = field(default_factory=dict, kw_only=True, hash=False)
+    max_norm: float | None = field(default=None, kw_only=True)
     semantics: str = field(default="torch", kw_only=True)
 
     rule: ClassVar[str]
@@ -72,6 +77,10 @@ class Optimizer:
                     self._refuse(each.name, "True or False")
             elif each.type.startswith("float"):
                 if each.name == "lr" and isinstance(value, Schedule):
+                    continue
+                if each.name == "max_norm":
+                    if value is not None and not _is_limit(value):
+                        self._refuse("max_norm", "a finite number > 0 or None")
                     continue
                 if (
                     isinstance(value, bool)
@@ -215,6 +224,16 @@ class Optimizer:
         if self.l1:
             g = g + self.l1 * np.sign(p)
         return g + l2 * p if l2 else g
+
+
+def hold_columns(w: Array, most: float) -> None:
+    """Scale each column of `w` (I, O) whose norm exceeds `most` down to it, in place; the others keep their bits."""
+    norm = np.sqrt(np.square(w, dtype=np.float64).sum(axis=0))
+    w *= np.divide(most, norm, out=np.ones_like(norm), where=norm > most).astype(w.dtype)
+
+
+def _is_limit(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Real) and 0 < float(value) < math.inf
 
 
 def _is_layer(index: object) -> bool:

@@ -42,7 +42,7 @@ class SGD(Optimizer):
     nesterov : bool, default False
         Step along ``g + momentum * buf``; needs momentum > 0 and dampening = 0.
     **settings
-        l1, decay_bias, frozen, groups, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
+        l1, decay_bias, frozen, groups, max_norm, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
 
     Raises
     ------
@@ -118,7 +118,7 @@ class Adam(Optimizer):
     amsgrad : bool, default False
         Divide by the root of the largest running mean of g^2 so far (Reddi et al., arXiv:1904.09237).
     **settings
-        l1, decay_bias, frozen, groups, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
+        l1, decay_bias, frozen, groups, max_norm, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
 
     Raises
     ------
@@ -184,7 +184,7 @@ class AdamW(Adam):
     weight_decay : float, default 1e-2
         Shrinks the parameter by ``lr * weight_decay`` instead of entering the gradient.
     **settings
-        l1, decay_bias, frozen, groups, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
+        l1, decay_bias, frozen, groups, max_norm, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
 
     Raises
     ------
@@ -215,7 +215,7 @@ class RMSprop(Optimizer):
     centered : bool, default False
         Divide by the root of an estimate of the variance; one that rounding makes negative counts as 0.
     **settings
-        l1, decay_bias, frozen, groups, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
+        l1, decay_bias, frozen, groups, max_norm, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
 
     Raises
     ------
@@ -286,7 +286,7 @@ class Adagrad(Optimizer):
     eps : float, default 1e-10
         Added to the root, above 0; semantics keras: under it.
     **settings
-        l1, decay_bias, frozen, groups, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
+        l1, decay_bias, frozen, groups, max_norm, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
 
     Raises
     ------
@@ -343,7 +343,7 @@ class NAdam(Optimizer):
     decoupled_weight_decay : bool, default False
         Shrink the parameter by ``lr * weight_decay``, as AdamW does.
     **settings
-        l1, decay_bias, frozen, groups, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
+        l1, decay_bias, frozen, groups, max_norm, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
 
     Raises
     ------
@@ -408,7 +408,7 @@ class Lion(Optimizer):
     weight_decay : float, default 0
         Decoupled: the parameter shrinks by ``lr * weight_decay``.
     **settings
-        l1, decay_bias, frozen, groups, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
+        l1, decay_bias, frozen, groups, max_norm, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
 
     Raises
     ------
@@ -457,7 +457,7 @@ class LAMB(Optimizer):
     eps : float, default 1e-6
     weight_decay : float, default 0
     **settings
-        l1, decay_bias, frozen, groups, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
+        l1, decay_bias, frozen, groups, max_norm, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
 
     Raises
     ------
@@ -515,7 +515,7 @@ class LARS(Optimizer):
     trust_coefficient : float, default 1e-3
     eps : float, default 0
     **settings
-        l1, decay_bias, frozen, groups, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
+        l1, decay_bias, frozen, groups, max_norm, semantics: see :class:`~fastbatch.ops.optimizer.Optimizer`.
 
     Raises
     ------
