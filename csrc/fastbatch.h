@@ -40,7 +40,7 @@ typedef struct fb_loss {
 } fb_loss;
 
 #define FB_MAX_THREADS 64
-/* Purposes, bits 16 to 31 of a counter's third word; 3 is that of fastbatch/ops/random.py alone. */
+/* Purposes, bits 16 to 31 of a counter's third word; 3 and 5 are those of fastbatch/ops/random.py alone. */
 enum { PHILOX_DROPOUT = 1, PHILOX_SHUFFLE = 2, PHILOX_NOISE = 4 };
 
 /* The gradient of the weights is made in blocks of rows (of w), columns and depth (rows of the batch). A thread's scratch
@@ -125,9 +125,16 @@ typedef struct fb_kernels {
     /* The same from an array that `input` describes, aligned for its type. */
     void (*convert)(const fb_input *input, int64_t rows, int64_t width, const char *src, int64_t src_stride,
                     const int64_t *index, void *dst, int64_t dst_ld);
+    /* Row r of dst (rows, width) becomes s = share[r * share_step] of itself and 1 - s of a row of such an array, or
+     * without `input` of one of elements. |error| <= 3u (s |own| + (1 - s) |other|). */
+    void (*mix)(const fb_input *input, int64_t rows, int64_t width, const char *src, int64_t src_stride,
+                const int64_t *index, const double *share, int64_t share_step, void *dst, int64_t dst_ld);
     /* dst (rows, width) <- one-hot rows of labels; share[r] *= per_output[label] where given */
     void (*one_hot)(int64_t rows, int64_t width, const int64_t *labels, const int64_t *index, const void *per_output,
                     void *dst, int64_t dst_ld, double *share);
+    /* The same of one-hot rows and other labels; part[r] += rest[r], times per_output[label] where given. */
+    void (*mix_labels)(int64_t rows, int64_t width, const int64_t *labels, const int64_t *index, const void *per_output,
+                       const double *share, const double *rest, void *dst, int64_t dst_ld, double *part);
     /* z (B, O) = x w + b; a = activation(z), which may be the same memory. 2BIO flops.
      * |error of z| <= gamma(I + 1) (|x| |w| + |b|), gamma(n) = n u / (1 - n u), for any target. */
     void (*dense_forward)(int64_t rows, int64_t inputs, int64_t outputs, const void *x, int64_t x_ld, const void *w,
@@ -353,6 +360,8 @@ typedef struct fb_feed {
     int64_t rows, batch;       /* of the pass, of a step */
     int64_t piece;             /* rows of a step that are in the arena at a time; at most those of a batch */
     char *outputs;             /* (rows, O) or NULL */
+    const double *mix_share;   /* of each step of the pass what rows keep of themselves, or NULL; 1: all */
+    const int64_t *mix_shift;  /* row r of a step is mixed with row r + shift of it, which comes round */
 } fb_feed;
 
 /* Of rows; and of updates the norms before clipping, where there is a limit to them. */

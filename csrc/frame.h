@@ -110,7 +110,12 @@ static inline char *group_stats(const frame *f, const fb_stage *s, int64_t group
 frame fb_frame(const fb_network *net, char *arena, const fb_feed *feed);
 
 /* Whether stage 0 reads the arena. */
-static inline int in_arena(const fb_feed *feed) { return feed->order || feed->input; }
+static inline int in_arena(const fb_feed *feed) { return feed->order || feed->input || feed->mix_share; }
+
+static inline double row_weight(const fb_feed *feed, int64_t row)
+{
+    return feed->weight ? feed->weight[feed->order ? feed->order[row] : row] : 1;
+}
 
 /* The input of stage k for batch row r of the batch that starts at row `base` of the pass. Rows used in order are read
  * where they lie. */
@@ -142,6 +147,12 @@ double fb_rows_bound(const frame *f, int64_t base, range rows, int64_t batch);
  * and for any split of a batch into pieces. */
 double fb_total_weight(const frame *f, int64_t rows, double total);
 double fb_total_loss(const frame *f, int64_t rows, double total);
+
+/* -- mix.c: the rows above, once they are in the arena at x or y, with others of their step --------------------------- */
+void fb_mix_inputs(const frame *f, int64_t base, range rows, char *x, int64_t ld);
+/* Of weights (times `unit`) and each row's share of the total those of the rows come in. */
+void fb_mix_targets(const frame *f, int64_t base, range rows, double unit, char *y, int64_t ld, double *weight,
+                    double *part);
 
 /* -- gradient.c ----------------------------------------------------------------------------------------------------- */
 /* gradient (N,) = or, with `add`, += sums over the rows, complete after the next barrier. All have their deltas, after a

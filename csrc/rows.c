@@ -33,6 +33,7 @@ static inline void fetch(const frame *f, char *arena, int64_t base, range rows, 
     char *x = arena + s->x + rows.begin * s->x_ld * f->k->size;
     if (feed->input) f->k->convert(feed->input, n, s->inputs, from, feed->x_stride, index, x, s->x_ld);
     else f->k->gather(n, s->inputs, from, feed->x_stride, index, x, s->x_ld);
+    if (feed->mix_share) fb_mix_inputs(f, base, rows, x, s->x_ld);
     if (feed->input && feed->input->noise > 0)
         f->k->noise(n, s->inputs, x, s->x_ld, f->net->seed, update, f->first_row + rows.begin, feed->input->noise);
 }
@@ -140,11 +141,6 @@ void fb_rows_forward(const frame *f, char *arena, int64_t base, range rows, crew
     if (feed->outputs) fb_put_outputs(f, arena, base, rows);
 }
 
-static double row_weight(const fb_feed *feed, int64_t row)
-{
-    return feed->weight ? feed->weight[feed->order ? feed->order[row] : row] : 1;
-}
-
 /* A power of two that brings the weights of a step near 1, or 1 where any dtype holds them as they are. Only their ratios
  * matter within a step, and a power of two changes no bit of the result. */
 double fb_weight_unit(const fb_feed *feed, int64_t base, int64_t rows)
@@ -179,6 +175,7 @@ void fb_rows_loss(const frame *f, int64_t base, range rows, double unit)
         k->one_hot(n, s->outputs, feed->labels + start, index, net->loss.per_output, y, s->out_ld, part);
     else
         k->gather(n, s->outputs, feed->y + start * feed->y_stride, feed->y_stride, index, y, s->out_ld);
+    if (feed->mix_share) fb_mix_targets(f, base, rows, unit, y, s->out_ld, weight, part);
     double *row_loss = (double *)(f->arena + net->row_loss) + rows.begin;
     k->loss(&net->loss, n, s->outputs, f->arena + s->out + skip, s->out_ld, y, s->out_ld, weight, f->arena + s->dy + skip,
             s->out_ld, row_loss);

@@ -88,6 +88,8 @@ cdef extern from "fastbatch.h" nogil:
         const int64_t *order
         int64_t rows, batch, piece
         char *outputs
+        const double *mix_share
+        const int64_t *mix_shift
     ctypedef struct fb_sums:
         double loss, weight, norm
     ctypedef struct fb_per_sample:

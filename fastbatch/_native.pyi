@@ -116,6 +116,8 @@ class Network:
         threads: int,
         sums: _Doubles,
         noise: float,
+        share: _Doubles | None,
+        shift: _Indices | None,
     ) -> tuple[int, int, float]: ...
     def accumulate(
         self,

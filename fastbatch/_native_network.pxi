@@ -195,13 +195,16 @@ cdef class Network:
         feed.rows = len(x) if order is None else len(order)
         feed.batch, feed.piece = batch, piece
         feed.outputs = _data(outputs)
+        feed.mix_share = NULL
+        feed.mix_shift = NULL
         return feed
 
     def run(self, x, y, weight, order, int64_t batch, int64_t piece, outputs, int64_t first, int64_t last,
-            cnp.ndarray lrs, int64_t budget_ns, int threads, cnp.ndarray sums, double noise):
+            cnp.ndarray lrs, int64_t budget_ns, int threads, cnp.ndarray sums, double noise, share, shift):
         """Returns next step, status, what was not finite; `sums` (3,) float64 is added to."""
         cdef fb_input input
         cdef fb_feed feed = self.feed(x, y, weight, order, batch, piece, outputs, &input, noise)
+        feed.mix_share, feed.mix_shift = <const double *>_data(share), <const int64_t *>_data(shift)
         cdef const double *rates = <const double *>cnp.PyArray_DATA(lrs)
         cdef fb_sums *total = <fb_sums *>cnp.PyArray_DATA(sums)
         cdef fb_outcome outcome
@@ -297,8 +300,8 @@ cdef class Network:
         feed.input = self.input_of_rows
         feed.rows = feed.batch = feed.piece = cnp.PyArray_DIM(<cnp.ndarray>x, 0)
         feed.y = feed.outputs = NULL
-        feed.labels = feed.order = NULL
-        feed.weight = NULL
+        feed.labels = feed.order = feed.mix_shift = NULL
+        feed.weight = feed.mix_share = NULL
         # Python, and so a signal's handler, may run here but not below: it might step this trainer and move the arena
         threads = self.allowed(self.limit, feed.rows * self.flops_per_row + self.flops_per_step)
         if not self.lock.take():
@@ -335,8 +338,8 @@ cdef class Network:
         feed.x_stride = self.inputs * self.size
         feed.input = self.input_of_rows
         feed.y = NULL
-        feed.labels = feed.order = NULL
-        feed.weight = NULL
+        feed.labels = feed.order = feed.mix_shift = NULL
+        feed.weight = feed.mix_share = NULL
         feed.outputs = <char *>cnp.PyArray_DATA(outputs)
         cdef address memory = _data(spare)
         with nogil:

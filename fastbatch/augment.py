@@ -1,4 +1,4 @@
-"""Augmentation of the batches of a fit: immutable descriptions, applied to inputs where they are gathered."""
+"""Augmentation of the batches of a fit: immutable descriptions, applied to rows where they are gathered."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from . import checks
 from .errors import ArgumentError, named_fields
 
-__all__ = ["Augmentation", "Noise", "noise_of"]
+__all__ = ["AUGMENTATIONS", "Augmentation", "Mixup", "Noise", "parts_of"]
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,50 @@ class Noise(Augmentation):
         object.__setattr__(self, "std", checks.number("Noise(std=)", self.std))
 
 
-def noise_of(augment) -> float:
-    """Standard deviation of the noise in ``augment``, 0 without any; ArgumentError for what is no augmentation."""
+@named_fields
+@dataclass(frozen=True)
+class Mixup(Augmentation):
+    """Trains on mixtures of two rows and of their targets (Zhang et al. 2018, arXiv:1710.09412).
+
+    In every update one share l of the distribution Beta(alpha, alpha) is drawn, folded to max(l, 1 - l), and each row
+    of the batch becomes l of itself and 1 - l of another one: ``x_i l + x_j (1 - l)``, behind ``input_scale`` and
+    before `Noise`. Targets are mixed alike. docs/data.md says what that means for each loss, and for row weights.
+
+    Parameters
+    ----------
+    alpha : float
+        1 makes all shares as likely, 0.2 mostly leaves rows nearly as they are.
+
+    Raises
+    ------
+    ArgumentError
+        For a number below 1e-30, or what is none.
+    """
+
+    alpha: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "alpha", checks.positive("Mixup(alpha=)", self.alpha))
+
+
+AUGMENTATIONS: dict[str, type[Augmentation]] = {"noise": Noise, "mixup": Mixup}
+
+
+def parts_of(augment) -> tuple[float, float | None]:
+    """Standard deviation of the noise in ``augment``, 0 without any, and alpha of its mixing, None without.
+
+    ArgumentError for what is no augmentation.
+    """
     given = tuple(augment) if isinstance(augment, (list, tuple)) else (augment,)
+    found: dict[type, Augmentation] = {}
     for one in given:
         if not isinstance(one, Augmentation):
             raise ArgumentError(f"fit(augment=): expected a list of fastbatch.augment objects, got {one!r}")
-    if len(given) > 1:
-        raise ArgumentError(f"fit(augment=): expected each kind once, got {list(given)}")
-    return given[0].std if given else 0.0
+        if type(one) in found:
+            raise ArgumentError(f"fit(augment=): expected each kind once, got {list(given)}")
+        found[type(one)] = one
+    noise, mixup = found.get(Noise), found.get(Mixup)
+    return (
+        noise.std if isinstance(noise, Noise) else 0.0,
+        mixup.alpha if isinstance(mixup, Mixup) else None,
+    )

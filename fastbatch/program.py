@@ -209,7 +209,7 @@ class ComposedProgram:
         x = np.ascontiguousarray(x, self.plan.dtype)
         return x if self._scale is None else x * self._scale + self._shift
 
-    def _batch(self, feed: Feed, rows: slice) -> tuple[Array, Array, Array | None]:
+    def _batch(self, feed: Feed, rows: slice | Array) -> tuple[Array, Array, Array | None]:
         index = rows if feed.order is None else feed.order[rows]
         return self._inputs(feed.x[index]), feed.y[index], None if feed.weight is None else feed.weight[index]
 
@@ -238,6 +238,9 @@ class ComposedProgram:
     def _piece(self, feed: Feed, rows: slice, first_row: int, unit: float, gradient: Array, running: Array) -> Sums:
         """Add the gradient sums of these rows of a step, weights times `unit`; statistics go into `running`."""
         x, y, weight = self._batch(feed, rows)
+        total = None
+        if feed.mix is not None:
+            x, y, weight, total = self._mixed(feed, rows, first_row, x, y, weight)
         if feed.noise:
             x = x + x.dtype.type(feed.noise) * ops.random.gaussian(
                 self.state.seed, int(self.state.steps[0]), first_row + np.arange(len(x)), x.shape[1], self.plan.dtype
@@ -245,10 +248,40 @@ class ComposedProgram:
         outputs, traces = self._forward(x, first_row, True, running)
         da = np.empty_like(outputs)
         sums = self.kernels.loss(outputs, y, self.plan.loss, weight if weight is None else weight * unit, da)
+        if total is not None:
+            sums.totals[1] = unit * total
         self._backward(da, traces, gradient)
         if feed.outputs is not None:
             feed.outputs[rows] = outputs
         return sums
+
+    @np.errstate(all="ignore")
+    def _mixed(
+        self, feed: Feed, rows: slice, first_row: int, x: Array, y: Array, weight: Array | None
+    ) -> tuple[Array, Array, Array | None, float | None]:
+        """Inputs, targets and weights of these rows as `feed.mix` says, and their total weight where those do not."""
+        assert feed.mix is not None
+        start = rows.start - first_row
+        share, shift = (values[start // feed.batch] for values in feed.mix)
+        if share == 1:
+            return x, y, weight, None
+        places = first_row + np.arange(len(x)) + shift
+        others = self._batch(feed, start + places % min(feed.batch, feed.rows - start))
+        real, ones = x.dtype.type, np.ones(len(x))
+        own, rest = (
+            share * (ones if weight is None else weight),
+            (1 - share) * (ones if others[2] is None else others[2]),
+        )
+        both, total = own + rest, None
+        keep = np.divide(own, both, out=np.ones_like(own), where=both > 0)[:, None]
+        targets = y, others[1]
+        if y.ndim == 1:
+            per_output = self.plan.loss.per_output
+            classes = np.broadcast_to(np.array(1 if per_output is None else per_output, real), self.plan.outputs)
+            total = float((own * classes[targets[0]] + rest * classes[targets[1]]).sum(dtype=np.float64))
+            targets = tuple(np.eye(self.plan.outputs, dtype=real)[labels] for labels in targets)
+        mixed = keep.astype(real) * targets[0] + (1 - keep).astype(real) * targets[1]
+        return real(share) * x + real(1 - share) * others[0], mixed, both, total
 
     def reserve(self, rows: int) -> None:
         """Memory comes with each call."""

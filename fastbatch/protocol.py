@@ -60,6 +60,11 @@ class Feed:
         Filled with the outputs before each update, in the order visited.
     noise : float
         Standard deviation of what `run` adds to the inputs, :func:`fastbatch.ops.random.gaussian` of the update.
+    mix : (share (steps,) float64, shift (steps,) int64), optional
+        Row r of the batch of n rows that step s takes becomes share[s] of itself and the rest of row (r + shift[s]) mod
+        n in `run`, before noise; a share of 1 leaves it as it is. The row weight, which is w of the first and v of the
+        second, becomes ``share w + (1 - share) v``, and the target, labels being one-hot, the mean of the two by these
+        terms. Class weights of labels are mixed by the same terms into the total weight.
     """
 
     x: Array
@@ -70,6 +75,7 @@ class Feed:
     outputs: Array | None = None
     noise: float = 0.0
     piece: int | None = None
+    mix: tuple[Array, Array] | None = None
 
     @property
     def rows(self) -> int:

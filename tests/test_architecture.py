@@ -230,7 +230,7 @@ def test_borders(name):
                 assert included.startswith(prefixes), f"{name} includes {included}"
 
 
-@pytest.mark.parametrize("name", ["run.c", "calls.c", "rows.c", "gradient.c", "frame.h"])
+@pytest.mark.parametrize("name", ["run.c", "calls.c", "rows.c", "mix.c", "gradient.c", "frame.h"])
 def test_walkers_do_no_arithmetic_on_data(name):
     """They see data as bytes: no element type, and as numbers only the per-row sums, which are double."""
     text = code(CSRC / name)

@@ -157,6 +157,24 @@ def test_bits_do_not_depend_on_splits_at_tile_rows(engine, backend):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_mixed_rows_and_limits_of_columns(engine, backend):
+    backend(engine)
+    x, y = make_data("cross_entropy", 300, 40, 20)
+    found = {}
+    for precision, count, piece in (("float32", 1, None), ("bf16", 1, None), ("bf16", 2, None), ("bf16", 3, 32)):
+        optimizer = fb.SGD(0.1, max_norm=0.8)
+        trainer = make_trainer("cross_entropy", optimizer, sizes=(40, 64, 20), precision=precision)
+        with fb.set_num_threads(count, exact=True):
+            trainer.fit(x, y, batch_size=96, epochs=2, augment=fb.augment.Mixup(1.0), micro_batch_size=piece)
+        assert max(np.linalg.norm(w, axis=0).max() for w, _ in trainer.model.weights) == pytest.approx(0.8, rel=1e-6)
+        found.setdefault(precision, []).append(trainer.model.parameters)
+    for other in found["bf16"][1:]:
+        assert_same_bits(other, found["bf16"][0])
+    exact = found["float32"][0]
+    assert 0 < np.linalg.norm(found["bf16"][0] - exact) < 0.01 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_step_is_what_fit_does(engine, backend):
     backend(engine)
     x, y = make_data("cross_entropy", 96, 40, 20)

@@ -725,6 +725,7 @@ UNKNOWN_KEYWORDS = {
     "model.set_weights": (lambda **k: MODEL.set_weights(**k), {"weight": "weights"}),
     "load": (lambda **k: fb.load(**k), {"pth": "path"}),
     "augment.Noise": (lambda **k: fb.augment.Noise(**k), {"sdt": "std"}),
+    "augment.Mixup": (lambda **k: fb.augment.Mixup(**k), {"alhpa": "alpha"}),
     "batching.Grow": (lambda **k: fb.batching.Grow(8, **k), {"facter": "factor", "most": None}),
     "schedules.Constant": (lambda **k: fb.schedules.Constant(**k), {"learning_rate": "lr"}),
     "schedules.Step": (lambda **k: fb.schedules.Step(0.1, **k), {"step_size": None, "gama": "gamma"}),
@@ -821,7 +822,7 @@ def test_every_public_callable_is_in_the_table():
         (fb.losses, "losses."),
         (fb.schedules, "schedules."),
     ):
-        apart = ("Augmentation", "LOSSES", "Loss", "SCHEDULES", "Schedule", "noise_of")
+        apart = ("Augmentation", "LOSSES", "Loss", "SCHEDULES", "Schedule", "AUGMENTATIONS", "parts_of")
         public = {prefix + name for name in module.__all__ if name not in apart}
         assert public == {name for name in UNKNOWN_KEYWORDS if name.startswith(prefix)}
     methods = {f"Trainer.{n}" for n in dir(fb.Trainer) if n[0] != "_" and callable(getattr(fb.Trainer, n))}

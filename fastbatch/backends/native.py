@@ -356,7 +356,7 @@ class FusedProgram:
         self.running = None
         step, status, value = self._training.run(
             feed.x, feed.y, feed.weight, feed.order, min(feed.batch, feed.rows), piece, feed.outputs, first, last, lrs,
-            int(budget * 1e9), threads_, sums.totals, feed.noise,
+            int(budget * 1e9), threads_, sums.totals, feed.noise, *feed.mix or (None, None),
         )  # fmt: skip
         if status != _native.OK:
             raise self._diverged(status, value)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["draws", "dropout_mask", "dropout_threshold", "gaussian", "generator", "permutation", "philox"]
+__all__ = [
+    "draws", "dropout_mask", "dropout_threshold", "gaussian", "generator", "mixing", "permutation", "philox",
+]  # fmt: skip
 
 # Purposes keep the streams of one seed apart; a counter word carries layer | purpose << 16.
-DROPOUT, SHUFFLE, SAMPLE, NOISE = 1, 2, 3, 4
+DROPOUT, SHUFFLE, SAMPLE, NOISE, MIXUP = 1, 2, 3, 4, 5
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -157,6 +159,43 @@ def draws(cumulative: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarr
     word = np.stack([w0 | w1 << _SHIFT, w2 | w3 << _SHIFT], axis=1).ravel()[:count]
     # below the total, as (1 - 2^-53) c never rounds to a normal c
     return np.searchsorted(cumulative, np.sort(word >> np.uint64(11)) * 2.0**-53 * cumulative[-1], side="right")
+
+
+def mixing(alpha: float, rows: np.ndarray, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """How the rows of each batch of an epoch are mixed with each other.
+
+    Parameters
+    ----------
+    alpha : float
+        Above 0.
+    rows : (steps,) ndarray of int64
+        Of each logical batch, below 2^32.
+    seed, epoch : int
+
+    Returns
+    -------
+    share : (steps,) ndarray of float64
+        max(l, 1 - l) for an l of the distribution Beta(alpha, alpha): what a row keeps of itself. Folding changes
+        nothing, since l at a shift s and 1 - l at rows - s make the same batch but for its order. A multiple of
+        2^-24, so that no dtype rounds it or what it leaves of 1. 1 for a batch of one row.
+    shift : (steps,) ndarray of int64
+        From 1 to rows - 1, each as likely but for rows / 2^32; 0 for a batch of one row. Row r is mixed with row
+        (r + shift) mod rows.
+
+    Notes
+    -----
+    ``t = sqrt(2 alpha (u^(-1 / alpha) - 1)) cos(2 pi v)`` has Student's distribution with 2 alpha degrees of freedom
+    (Bailey, Math. Comp. 62, 1994), and ``1/2 + t / 2 / sqrt(2 alpha + t^2)`` is then Beta(alpha, alpha).
+    """
+    step = np.arange(len(rows))
+    w0, w1, w2, _ = philox((step & 0xFFFFFFFF, step >> 32, MIXUP << 16, epoch & 0xFFFFFFFF), seed)
+    u, v = ((word + 0.5) * 2.0**-32 for word in (w0, w1))
+    with np.errstate(over="ignore", divide="ignore"):  # infinities are the limits they stand for
+        odds = np.expm1(-np.log(u) / alpha) * np.square(np.cos(2 * np.pi * v))
+        share = np.rint((0.5 + 0.5 / np.sqrt(1 + 1 / odds)) * 2**24) * 2.0**-24
+    shift = 1 + (w2 * np.maximum(rows - 1, 0).astype(np.uint64) >> _SHIFT).astype(np.int64)
+    alone = rows < 2
+    return np.where(alone, 1.0, share), np.where(alone, 0, shift)
 
 
 def generator(seed: int, *stream: int) -> np.random.Generator:

@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import ops, storage
 from .._version import __version__
-from ..augment import Noise
+from ..augment import AUGMENTATIONS
 from ..backends import backends
 from ..backends import get as get_backend
 from ..errors import ArgumentError, CheckpointError, ShapeError
@@ -29,7 +29,7 @@ __all__ = ["load", "save"]
 
 # Classes whose objects a file may describe, by name; a user's own come with `load(custom=)`.
 REGISTRIES: tuple[Mapping[str, type], ...] = (
-    LAYERS, ops.LOSSES, ops.OPTIMIZERS, SCHEDULES, {"noise": Noise}, {"fit": Settings}
+    LAYERS, ops.LOSSES, ops.OPTIMIZERS, SCHEDULES, AUGMENTATIONS, {"fit": Settings}
 )  # fmt: skip
 
 # Attributes of a trainer that files hold as they are; one that an older file lacks keeps its first value.

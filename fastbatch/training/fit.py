@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import batching, checks, ops
-from ..augment import noise_of
+from ..augment import parts_of
 from ..data.orders import epoch_order
 from ..errors import ArgumentError
 from ..plan import check_micro_batch
@@ -78,7 +78,7 @@ class Settings:
         if self.max_steps is not None:
             self.max_steps = checks.count("max_steps", self.max_steps, "an integer >= 1 or None")
         self.max_time = checks.limit("max_time", self.max_time)
-        self.noise = noise_of(self.augment)
+        self.noise, self.mixup = parts_of(self.augment)
         self.augment = list(self.augment) if isinstance(self.augment, (list, tuple)) else [self.augment]
 
     @property
@@ -288,6 +288,9 @@ class Fit:
         if trainer.metrics and self.outputs is None:
             self.outputs = np.zeros((feed.rows, trainer.model.output_size), trainer.model.dtype)
         feed.outputs, feed.noise = self.outputs, self.settings.noise
+        if self.settings.mixup is not None:
+            rows = np.minimum(feed.batch, feed.rows - feed.batch * np.arange(feed.steps))
+            feed.mix = ops.random.mixing(self.settings.mixup, rows, trainer.seed, self.order_epoch)
         return feed, size
 
     def _updates(self, trainer: Trainer, feed: Feed) -> bool:
