@@ -119,7 +119,7 @@ def program_of(subject, width, dtype, program=ComposedProgram):
 def check_inputs(subject, x, order, dtype="float32", threads=1, program=ComposedProgram, piece=None, batch=8):
     """What an identity network reads; |error| <= 3u (s |a| + (1 - s) |b|) behind 2u of each for scale and shift."""
     network = program_of(subject, x.shape[1], dtype, program)
-    scale, shift = np.full(x.shape[1], 1.7, dtype), np.full(x.shape[1], -0.3, dtype)
+    scale, shift = (np.linspace(*ends, x.shape[1]).astype(dtype) for ends in ((1.7, 0.9), (-0.3, 0.6)))
     network.scale_inputs(scale, shift)
     rows = len(x) if order is None else len(order)
     outputs = np.empty((rows, x.shape[1]), dtype)
@@ -200,12 +200,12 @@ def as_composed(trainer, program):
     return trainer
 
 
-def check_loss(name, backend, dtype, weighted, distributions=False, program=None):
+def check_loss(name, backend, dtype, weighted, distributions=False, program=None, unit=1.0):
     """A pass with mixed rows against steps on 2 B rows: each mixture twice, with target and weight of either row."""
     loss = LOSSES[name]
     x, y = targets_of(loss, dtype, distributions)
     rng = np.random.default_rng(2)
-    weight = rng.integers(0, 4, ROWS) * 0.37 if weighted else None
+    weight = unit * rng.integers(0, 4, ROWS) * 0.37 if weighted else None
     if loss.ignored is not None:
         weight = np.where(y == loss.ignored, 0.0, 1.0 if weight is None else weight)
     feed = Feed(x, y, weight, rng.permutation(ROWS), 12, mix=mixture(ROWS, 12))
@@ -239,6 +239,12 @@ def check_loss(name, backend, dtype, weighted, distributions=False, program=None
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_loss_is_that_of_both_rows(name, backend, dtype, weighted):
     check_loss(name, backend, dtype, weighted)
+
+
+@backends
+@pytest.mark.parametrize("unit", [1e-200, 1e200])
+def test_weights_of_any_size_are_mixed(backend, unit):
+    check_loss("class weights", backend, "float32", True, unit=unit)
 
 
 @backends

@@ -68,7 +68,7 @@ class Trainer(Steps):
         In `fit` an update takes the concatenation of so many batches; what is left at the end of an epoch is one, too,
         over its own weight. `step` always updates.
     seed : int, default 0
-        Of shuffles, dropout and splits.
+        Of shuffles, dropout, splits and augmentation.
 
     Attributes
     ----------
@@ -305,7 +305,8 @@ class Trainer(Steps):
             An epoch draws as many rows as there are, with replacement: "balanced" all classes as often, else in
             proportion to these weights, as torch's WeightedRandomSampler does. Nothing else sees them.
         augment : sequence of fastbatch.augment objects
-            What is done to the inputs of every batch as it is gathered: ``[fb.augment.Noise(0.1)]``.
+            What is done to every batch as it is gathered: ``[fb.augment.Mixup(0.2), fb.augment.Noise(0.1)]``, each kind
+            once, in this order however they are given.
 
         Returns
         -------
