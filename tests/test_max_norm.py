@@ -141,10 +141,11 @@ WAYS = {
     "micro": {"micro_batch_size": 10},
     "biases apart": {"decay_bias": False, "weight_decay": 0.01},
     "frozen": {"frozen": [0]},
+    "rows one by one": {"batch_size": 1},
 }
 
 
-def run_both(backend, optimizer, epochs=3, loss="mse", n=70, fit=(), norm=None, **options):
+def run_both(backend, optimizer, epochs=3, loss="mse", n=70, fit=(), **options):
     """A trainer with the limit, fit; and one without, whose weights NumPy holds after every update."""
     x, y = make_data(loss, n)
     held = make_trainer(loss, optimizer(max_norm=LIMIT), backend=backend, **options)
@@ -160,7 +161,7 @@ def run_both(backend, optimizer, epochs=3, loss="mse", n=70, fit=(), norm=None, 
     for trainer, hooks in ((held, []), (plain, [Hold()])):
         if hooks:
             hooks[0].every_n_steps = 1
-        trainer.fit(x, y, batch_size=20, epochs=epochs, callbacks=hooks, **dict(fit))
+        trainer.fit(x, y, epochs=epochs, callbacks=hooks, **{"batch_size": 20, **dict(fit)})
     return held, plain
 
 
@@ -171,7 +172,7 @@ def test_every_way_to_an_update_holds(backend, sizes, way):
     """To the bit in float32: squares are exact in double, and both add them in the order of the rows."""
     keywords = dict(WAYS[way])
     of_trainer = {name: keywords.pop(name) for name in tuple(keywords) if name.startswith(("max_", "clip", "grad"))}
-    fit = {"micro_batch_size": keywords.pop("micro_batch_size")} if "micro_batch_size" in keywords else {}
+    fit = {name: keywords.pop(name) for name in tuple(keywords) if name.endswith("batch_size")}
     held, plain = run_both(
         backend, lambda **more: fb.SGD(0.2, momentum=0.9, **keywords, **more), fit=fit, sizes=sizes, **of_trainer
     )

@@ -392,6 +392,7 @@ SETTINGS = {
     "sampled": {"sampling": "balanced"},
     "values": {"loss": "mse"},
     "drop_last": {"drop_last": True},
+    "one row left": {"n": 289},
 }
 settings = pytest.mark.parametrize("setting", SETTINGS)
 
