@@ -29,7 +29,7 @@ WITHOUT_EXAMPLE = {"docs/README.md": "a list of the others", "docs/accuracy.md":
 LINKED = [*PAGES, *map(ROOT.joinpath, ("CONTRIBUTING.md", "DESIGN.md", "tests/README.md", "examples/README.md"))]
 
 # Functions that the library's own modules share through `__all__`
-INTERNAL = {"parts_of"}
+INTERNAL = {"AUGMENTATIONS", "parts_of"}
 MODULES = ("augment", "batching", "kernels", "losses", "schedules")
 
 
