@@ -253,9 +253,9 @@ def check_micro_batch(plan: Plan, size: int, rows: int, where: str = "micro_batc
     if size >= rows or (ghost is not None and size % ghost == 0):
         return
     whole = f"all {rows} rows of the logical batch" if ghost is None else f"a multiple of {ghost}"
+    other = f". BatchNorm(ghost_size={size}) takes them over {size} rows" if size > 1 else ""
     raise ArgumentError(
-        f"{where}: expected {whole}, over which BatchNorm(ghost_size={ghost}) takes its statistics; got {size}. "
-        f"BatchNorm(ghost_size={size}) takes them over {size} rows"
+        f"{where}: expected {whole}, over which BatchNorm(ghost_size={ghost}) takes its statistics; got {size}{other}"
     )
 
 
