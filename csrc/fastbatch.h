@@ -37,6 +37,7 @@ typedef struct fb_loss {
     int kind;                  /* row of losses.def */
     double parameter;
     const void *per_output;    /* (O,) or NULL */
+    double of_value, of_slope; /* of a mean over elements: what their sums, and what their slopes are divided by */
 } fb_loss;
 
 #define FB_MAX_THREADS 64
@@ -67,12 +68,15 @@ void *fb_pack(void);
 #define FB_MAX_SLOTS 3
 #define FB_MAX_HYPER 8
 #define FB_MAX_CONSTANTS 12
-#define FB_L1 (FB_MAX_CONSTANTS - 1) /* the constant of every rule: what l1 adds to the gradient, times sign(p) */
+/* Constants of every rule: what l1 adds to the gradient, times sign(p), and the share that p loses before the rule. */
+#define FB_L1 (FB_MAX_CONSTANTS - 1)
+#define FB_AHEAD (FB_MAX_CONSTANTS - 2)
 
 typedef struct fb_optimizer {
     int64_t rule;              /* row of optimizers.def */
     double l1, lr_factor;      /* the rate of the step is multiplied by lr_factor */
     double by_weight;          /* not 0: weight_decay is divided by the total weight of the batch */
+    double ahead;              /* weight decay in front of the rule: p loses the rate times this of itself */
     double hyper[FB_MAX_HYPER];
 } fb_optimizer;
 
@@ -346,6 +350,7 @@ typedef struct fb_network {
     double max_norm;           /* of the mean gradient, which is scaled down to it; 0: any */
     double clip_value;         /* then of each of its elements; 0: any */
     int columns_held;          /* whether any stage has a column_norm */
+    int objective;             /* sums count rows, and of each the step's mean loss with its penalties by weight */
 } fb_network;
 
 typedef struct fb_feed {

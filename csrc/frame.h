@@ -22,6 +22,7 @@ typedef struct frame {
     int single;       /* a step of one row may take row_forward and row_gradient */
     int coupled;      /* statistics over rows: in phase A all threads meet at every such norm */
     lane *lanes;      /* one per thread; written before a barrier, read after it */
+    double *penalties; /* FB_PENALTY_PARTS, alike: of stretches of the parameters, where they are reported */
     /* fb_run */
     int64_t first, last, deadline;
     const double *lr; /* of step `first` and those after it; fb_update: of its one */
@@ -65,6 +66,9 @@ static inline range share(int64_t n, int64_t unit, int t, int threads)
     range r = {first * unit, next * unit};
     return (range){r.begin < n ? r.begin : n, r.end < n ? r.end : n};
 }
+
+/* Stretches of the parameters whose penalties are summed apart, then in order: the same bits for any number of threads. */
+#define FB_PENALTY_PARTS 64
 
 static inline int in_parts(const fb_network *net) { return net->parts >= 0; }
 
@@ -165,6 +169,10 @@ int fb_loss_is_bad(const frame *f, int threads);
 int fb_apply(frame *f, int64_t base, int64_t rows, const moment *now, int t, int threads);
 /* Thread t's share of the update by `scale * gradient`, clipped, if the whole is finite; limits on columns as in fb_apply. */
 int fb_apply_gradient(frame *f, const char *gradient, double scale, const moment *now, int t, int threads);
+/* Thread t's share of the penalties by weight of the parameters as they are, 1/2 weight_decay |p|^2, complete after the
+ * next barrier; then their sum. */
+void fb_take_penalties(const frame *f, int t, int threads);
+double fb_penalty(const frame *f);
 /* The first stage with parameters that are updated; stage_count where there is none. */
 int64_t fb_first_trained(const fb_network *net);
 

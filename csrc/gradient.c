@@ -281,6 +281,39 @@ static void by_weights(const frame *f, int64_t base, int64_t rows, int add, char
     }
 }
 
+static int64_t penalty_width(const fb_network *net)
+{
+    const int64_t part = (net->parameter_count + FB_PENALTY_PARTS - 1) / FB_PENALTY_PARTS;
+    return (part + 15) / 16 * 16;
+}
+
+void fb_take_penalties(const frame *f, int t, int threads)
+{
+    const fb_network *net = f->net;
+    const int64_t width = penalty_width(net), size = f->k->size;
+    const range mine = share(net->parameter_count, width, t, threads);
+    for (int64_t at = mine.begin; at < mine.end; at += width) {
+        double total = 0;
+        for (int64_t s = 0; s < net->segment_count; s++) {
+            const fb_segment *segment = &net->segments[s];
+            const int64_t begin = at > segment->begin ? at : segment->begin;
+            const int64_t end = at + width < segment->end ? at + width : segment->end;
+            double part = 0;
+            if (begin >= end || segment->optimizer.by_weight == 0) continue;
+            f->k->row_norms(1, end - begin, net->parameters + begin * size, end - begin, &part);
+            total += 0.5 * segment->optimizer.hyper[0] * part;
+        }
+        f->penalties[at / width] = total;
+    }
+}
+
+double fb_penalty(const frame *f)
+{
+    double total = 0;
+    for (int64_t i = 0; i * penalty_width(f->net) < f->net->parameter_count; i++) total += f->penalties[i];
+    return total;
+}
+
 /* Of rows [rows.begin, rows.end), all stages: gradient = their sums. */
 static void part_gradient(const frame *f, int64_t base, range rows, int64_t batch, char *gradient, int t, fb_ahead *ahead)
 {

@@ -80,7 +80,7 @@ static double momenta(double b, double warmth, int64_t t)
     struct constants_##name { double constant_names; };                                                                \
     _Static_assert(sizeof(struct hyper_##name) <= FB_MAX_HYPER * sizeof(double), #name ": too many hyperparameters");  \
     _Static_assert(offsetof(struct hyper_##name, weight_decay) == 0, #name ": weight_decay comes first");              \
-    _Static_assert(sizeof(struct constants_##name) <= FB_L1 * sizeof(double), #name ": too many constants");           \
+    _Static_assert(sizeof(struct constants_##name) <= FB_AHEAD * sizeof(double), #name ": too many constants");        \
     _Static_assert(slot_count <= FB_MAX_SLOTS, #name ": too many slots");                                              \
     static void prepare_##name(const struct hyper_##name *h, double lr, int64_t t, const double *norms,                \
                                struct constants_##name *c)                                                             \
@@ -100,6 +100,7 @@ void fb_prepare(const fb_optimizer *optimizer, double lr, int64_t t, double scal
     if (optimizer->by_weight != 0) hyper[0] *= scale;
     lr *= optimizer->lr_factor;
     constants[FB_L1] = optimizer->l1;
+    constants[FB_AHEAD] = lr * optimizer->ahead;
 #define OPTIMIZER(name, slot_count, normed, hyper_names, constant_names, prepare, body)                                \
     if (optimizer->rule == rule++) {                                                                                   \
         prepare_##name((const void *)hyper, lr, t, norms, (void *)constants);                                          \

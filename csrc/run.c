@@ -75,8 +75,17 @@ static int step_of_one(frame *f, int64_t base, double unit, const moment *now, u
     fb_rows_loss(f, base, (range){0, 1}, unit);
     if (!fb_rows_are_finite(f, (range){0, 1})) return FB_LOSS_NOT_FINITE;
     f->k->row_gradient(f->net, f->arena, x, gradient);
+    if (f->net->objective) fb_take_penalties(f, 0, 1);
     const double weight = fb_total_weight(f, 1, 0);
     return fb_apply_gradient(f, gradient, weight > 0 ? 1 / weight : 0, now, 0, 1);
+}
+
+/* What the sums get of a step whose weights were multiplied by `unit`. */
+static fb_sums sums_of_step(const frame *f, int64_t rows, double loss, double weight, double unit)
+{
+    if (!f->net->objective) return (fb_sums){loss / unit, weight / unit, 0};
+    if (!(weight > 0)) return (fb_sums){0};
+    return (fb_sums){(double)rows * ((loss + unit * fb_penalty(f)) / weight), (double)rows, 0};
 }
 
 static void run(void *context, int t, int threads)
@@ -101,9 +110,11 @@ static void run(void *context, int t, int threads)
         if (rows == 1 && f->single) {
             status = t == 0 ? step_of_one(f, base, unit, &now, update) : FB_OK;
         } else if (whole) {
+            if (net->objective) fb_take_penalties(f, t, threads);
             prepare_rows(f, base, rows, unit, !fb_holds_gradient(net), update, t, threads);
             status = fb_apply(f, base, rows, &now, t, threads);
         } else {
+            if (net->objective) fb_take_penalties(f, t, threads);
             status = step_in_pieces(f, base, rows, unit, update, &now, t, threads, &sums);
         }
         if (whole && status == FB_OK) fb_move_running(f, (crew){rows, t, threads}, net->buffers);
@@ -112,8 +123,9 @@ static void run(void *context, int t, int threads)
             const double weight = whole ? fb_total_weight(f, rows, 0) : sums.weight;
             f->outcome.status = status;
             if (status == FB_OK) {
-                f->sums.loss += loss / unit;
-                f->sums.weight += weight / unit;
+                const fb_sums step = sums_of_step(f, rows, loss, weight, unit);
+                f->sums.loss += step.loss;
+                f->sums.weight += step.weight;
                 f->sums.norm += f->norm;
                 f->outcome.next = s + 1;
                 *net->steps = made + s - f->first + 1;
@@ -135,10 +147,12 @@ fb_outcome fb_run(const fb_network *net, char *arena, const fb_feed *feed, int64
                   const double *lr, int64_t budget_ns, int threads, fb_tuner *tuner, fb_sums *sums)
 {
     lane lanes[FB_MAX_THREADS];
+    double penalties[FB_PENALTY_PARTS];
     frame f = fb_frame(net, arena, feed);
     f.lanes = lanes;
     if (!in_parts(net)) f.first_trained = fb_first_trained(net); /* parts are summed and looked at whole */
     f.single = in_parts(net) && net->kernels->row_forward && is_chain(net);
+    f.penalties = penalties;
     f.outcome.next = first;
     f.sums = *sums;
     const int tuned = threads > 1 && !fb_exact();

@@ -10,6 +10,7 @@ cdef extern from "fastbatch.h" nogil:
         int kind
         double parameter
         const void *per_output
+        double of_value, of_slope
     ctypedef struct fb_optimizer:
         pass
     ctypedef struct fb_segment:
@@ -71,6 +72,7 @@ cdef extern from "fastbatch.h" nogil:
         int64_t y, row_loss, row_weight, row_share, gradient, running, scratch, scratch_bytes, parts, part_bytes
         double max_norm, clip_value
         int columns_held
+        int objective
     ctypedef struct fb_input:
         int kind
         int64_t size, step

@@ -49,6 +49,7 @@ class Kernels:
         kind: int,
         parameter: float,
         per_output: _Reals | None,
+        divisors: tuple[float, float],
         a: _Reals,
         y: _Reals,
         weight: _Doubles,
@@ -82,6 +83,7 @@ class Network:
         loss: int,
         loss_parameter: float,
         per_output: _Reals | None,
+        divisors: tuple[float, float],
         segments: NDArray[np.void],
         uniform: bool,
         norms: _Doubles | None,
@@ -97,6 +99,7 @@ class Network:
         max_norm: float,
         clip_value: float,
         columns_held: bool,
+        objective: bool,
     ) -> None: ...
     def scale_inputs(self, scale: _Reals | None, shift: _Reals | None) -> None: ...
     def place(self, arena: Arena, memory: NDArray[np.uint8] | None, labels: _Indices | None) -> None: ...

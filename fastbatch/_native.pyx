@@ -83,11 +83,12 @@ cdef inline int64_t _stride(object array) except? -1:
     return 0 if array is None else cnp.PyArray_STRIDE(<cnp.ndarray?>array, 0)
 
 
-cdef fb_loss _loss(int kind, double parameter, object per_output):
+cdef fb_loss _loss(int kind, double parameter, object per_output, tuple divisors):
     cdef fb_loss loss
     loss.kind = kind
     loss.parameter = parameter
     loss.per_output = _data(per_output)
+    loss.of_value, loss.of_slope = divisors
     return loss
 
 

@@ -48,9 +48,9 @@ cdef class Kernels:
         with nogil:
             fb_permutation(self.k, n, seed, <unsigned int>epoch, begin, end, out)
 
-    def loss(self, int kind, double parameter, per_output, a, y, weight, da, row_loss):
+    def loss(self, int kind, double parameter, per_output, tuple divisors, a, y, weight, da, row_loss):
         cdef fp_mode mode
-        cdef fb_loss loss = _loss(kind, parameter, per_output)
+        cdef fb_loss loss = _loss(kind, parameter, per_output, divisors)
         cdef int64_t rows = a.shape[0], outputs = a.shape[1]
         cdef address ap = _data(a), yp = _data(y), dp = _data(da)
         cdef double *weights = <double *>_data(weight)

@@ -88,15 +88,17 @@ cdef class Network:
     cdef int threads  # that the arena has scratch for
 
     def __init__(self, str target, parameters, slots, buffers, steps, uint64_t seed, int loss, double loss_parameter,
-                 per_output, segments, bint uniform, norms, units, int64_t inputs, int64_t outputs, str targets,
-                 double flops_per_row, double flops_per_step, allowed, limit, Lock lock, double max_norm,
-                 double clip_value, bint columns_held):
+                 per_output, tuple divisors, segments, bint uniform, norms, units, int64_t inputs, int64_t outputs,
+                 str targets, double flops_per_row, double flops_per_step, allowed, limit, Lock lock, double max_norm,
+                 double clip_value, bint columns_held, bint objective):
         """`targets` is what the loss takes, or "masked" for labels that the fast path leaves alone.
 
         ``allowed(limit, flops)`` is the number of threads for a piece of work.
 
         A step costs flops_per_row for each of its rows, and flops_per_step whatever their number. `max_norm` and
         `clip_value` are 0 where nothing is clipped; `columns_held` says whether any stage has a column_norm.
+
+        `objective`: as in csrc/fastbatch.h.
         """
         self.held = (parameters, slots, buffers, steps, per_output, segments, norms, units)
         self.as_it_lies.kind = _ROWS_OF_SOURCES[parameters.dtype.str[1:]]
@@ -114,7 +116,7 @@ cdef class Network:
         self.net.buffer_count = len(buffers)
         self.net.steps = <int64_t *>_data(steps)
         self.net.seed = seed
-        self.net.loss = _loss(loss, loss_parameter, per_output)
+        self.net.loss = _loss(loss, loss_parameter, per_output, divisors)
         self.net.segments = _segments(segments)
         self.net.segment_count = len(segments)
         self.net.uniform = uniform
@@ -125,6 +127,7 @@ cdef class Network:
         self.net.unit_count = 0 if units is None else len(units)
         self.net.max_norm, self.net.clip_value = max_norm, clip_value
         self.net.columns_held = columns_held
+        self.net.objective = objective
         self.inputs = inputs
         self.outputs = outputs
         self.takes_labels = targets == "classes"

@@ -185,6 +185,14 @@ class Plan:
         return whole and not segments[0].optimizer.normed and not segments[0].optimizer.by_weight
 
     @property
+    def sums_objective(self) -> bool:
+        """Whether a run's `Sums` are scikit-learn's: of a step its rows times the mean loss with penalties by weight.
+
+        Else they are the loss times the weight, and the weight.
+        """
+        return self.loss.semantics == "sklearn"
+
+    @property
     def ghost_rows(self) -> int | None:
         """Rows at whose multiples a batch may be split, as far as norms over rows care; None: nowhere."""
         sizes = [stage.norm.ghost_size for stage in self.stages if stage.norm is not None and stage.norm.over_rows]

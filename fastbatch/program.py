@@ -230,10 +230,24 @@ class ComposedProgram:
                 raise DivergenceError.at("loss", batch.mean(), int(self.state.steps[0]))
             scale = 1 / batch.weight if batch.weight else 0.0
             batch.totals[:2] /= unit
+            if self.plan.sums_objective:
+                batch = self._objective(batch, rows.stop - rows.start)
             self._update(gradient, scale, float(lrs[step - first]), (sums, batch), running, unit)
             if time.monotonic() >= deadline:
                 return step + 1
         return last
+
+    @np.errstate(all="ignore")
+    def _objective(self, batch: Sums, rows: int) -> Sums:
+        """What a step of `rows` rows counts for in scikit-learn's mean over an epoch; nothing without weight."""
+        if not batch.weight:
+            return Sums()
+        penalty = 0.0
+        for segment in self.plan.segments:
+            if segment.optimizer.by_weight:
+                part = self.state.parameters[segment.begin : segment.end]
+                penalty += 0.5 * segment.optimizer.decay * float(np.square(part, dtype=np.float64).sum())
+        return Sums(rows * ((batch.loss + penalty) / batch.weight), rows)
 
     def _piece(self, feed: Feed, rows: slice, first_row: int, unit: float, gradient: Array, running: Array) -> Sums:
         """Add the gradient sums of these rows of a step, weights times `unit`; statistics go into `running`."""

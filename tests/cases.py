@@ -170,7 +170,7 @@ def dense_cases(verb: str, pairs: Iterable[tuple[str, str]] = PAIRS) -> list[Den
 ALTERNATIVES = {"power": 1.8, "alpha": 0.3, "momentum_decay": 0.2, "lr_decay": 0.01, "l1": 0.01, "eps": 0.01}
 
 
-def _alternative(field, outputs: int):
+def _alternative(cls: type, field, outputs: int):
     """A value that is not the default: another number, one weight per output, the other truth value."""
     if field.name in ALTERNATIVES:
         return ALTERNATIVES[field.name]
@@ -179,7 +179,7 @@ def _alternative(field, outputs: int):
     if isinstance(default, bool):
         return not default
     if isinstance(default, str):
-        return "keras"
+        return "sklearn" if issubclass(cls, ops.Loss) else "keras"
     if default is None:
         return tuple(0.5 + 0.25 * k for k in range(outputs))
     if isinstance(default, tuple):
@@ -199,7 +199,7 @@ def variants(
     found: dict[str, object] = {}
     for chosen in chain.from_iterable(combinations(optional, n) for n in counts):
         try:
-            row = cls(**{field.name: _alternative(field, outputs) for field in chosen})
+            row = cls(**{field.name: _alternative(cls, field, outputs) for field in chosen})
         except fb.ArgumentError:
             continue
         name = getattr(cls, "name", cls.__name__.lower())
@@ -208,8 +208,12 @@ def variants(
 
 
 def loss_variants(outputs: int) -> dict[str, ops.Loss]:
-    # the label to ignore is a matter of the door: no backend sees it
-    return {k: v for cls in ops.LOSSES.values() for k, v in variants(cls, outputs, skip=("ignore_index",)).items()}
+    # the label to ignore is a matter of the door: no backend sees it; of semantics, what the loss is divided by
+    found = {}
+    for cls in ops.LOSSES.values():
+        same = cls(semantics="sklearn").divisors(2) == cls().divisors(2)
+        found |= variants(cls, outputs, skip=("ignore_index", "semantics") if same else ("ignore_index",))
+    return found
 
 
 LOSS_NAMES = tuple(loss_variants(3))

@@ -1,7 +1,7 @@
 """Backends under test, and the promise that what CI names did run.
 
-FASTBATCH_EXPECT="c,reference,torch" fails the session when a backend or peer of that list is not available, so that a
-skip cannot pass for a success.
+FASTBATCH_EXPECT="c,reference,torch,sklearn,keras" fails the session when a backend or peer of that list is not
+available, so that a skip cannot pass for a success.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import pytest
 import tiers
 
 import fastbatch as fb
+
+os.environ.setdefault("KERAS_BACKEND", "numpy")  # the formulas of its optimizers, and no other library
 
 _ran: collections.Counter[str] = collections.Counter()
 

@@ -76,7 +76,8 @@ def given(**arrays: Array | None) -> dict[str, Array]:
 
 def loss_row(row: ops.Loss, outputs: int, dtype: str) -> dict[str, Array]:
     weights = native._per_output(row, outputs, dtype)
-    return given(loss=text(row.name), parameter=doubles(row.parameter), per_output=weights)
+    divisors = doubles(*row.divisors(outputs))
+    return given(loss=text(row.name), parameter=doubles(row.parameter), per_output=weights, divisors=divisors)
 
 
 def segments_of(found) -> dict[str, Array]:
@@ -146,7 +147,7 @@ class Recorder:
             x=feed.x, **target, weight=feed.weight, order=feed.order, stages=fields, offsets=offsets,
             **integers(seed=state.seed, rows=feed.rows, batch=feed.batch),
             **loss_row(plan.loss, plan.outputs, plan.dtype), **segments_of(plan.segments),
-            **integers(uniform=plan.is_uniform),
+            **integers(uniform=plan.is_uniform, objective=plan.sums_objective),
         )  # fmt: skip
         return inputs, given(arena=np.zeros(arena.nbytes, "u1"), norms=native._norms(plan))
 

@@ -297,8 +297,9 @@ def loss(
                 size = size + np.abs(v2 - v) + terms
             steep = np.maximum(np.abs(dv) + moved, np.max(c) if row.targets == "binary" else 0.0)
             ev = k * (size + (np.abs(a) + np.abs(y64)) * steep) + steep * ea
-            evalue = ev.mean(axis=1) + gamma(width, dtype) * np.abs(v).mean(axis=1)
-            eda = (moved + k * (np.abs(dv) + moved + terms) + TINY[dtype]) / width
+            of_value, of_slope = row.divisors(width)
+            evalue = (ev.sum(axis=1) + gamma(width, dtype) * np.abs(v).sum(axis=1)) / of_value
+            eda = (moved + k * (np.abs(dv) + moved + terms) + TINY[dtype]) / of_slope
         eda = r[:, None] * (eda + 4 * u * np.abs(da)) + TINY[dtype]
     sums = Sums(float((r * value).sum()), float((r * share).sum()))
     bounds = Sums(

@@ -35,8 +35,10 @@ def _with_torch(trainer, x, y, batch, epochs):
     """Norms before clipping, in torch in float64, whose module is trained beside `trainer`; and its parameters."""
     torch = pytest.importorskip("torch")
     layers = []
-    for w, b in trainer.model.weights:
+    settings = trainer.optimizer.settings(len(trainer.model.weights))
+    for (w, b), setting in zip(trainer.model.weights, settings, strict=True):
         layers += [torch.nn.Linear(*w.shape, dtype=torch.float64), torch.nn.Tanh()]
+        layers[-2].requires_grad_(setting is not None)
         layers[-2].weight.data = torch.tensor(w.T.astype(np.float64))
         layers[-2].bias.data = torch.tensor(b.astype(np.float64))
     module = torch.nn.Sequential(*layers[:-1])
@@ -75,6 +77,24 @@ def test_torch_clips_the_same(backend, sizes, limit, dtype):
     else:
         np.testing.assert_allclose(history["grad_norm"], norms.reshape(5, 4).mean(axis=1), rtol=tolerance)
         assert norms.min() < trainer.max_grad_norm < norms.max(), "no update that is clipped beside one that is not"
+
+
+@backends
+@sizes
+@pytest.mark.parametrize("frozen", [0, -1])
+def test_torch_leaves_frozen_layers_out(backend, sizes, frozen):
+    """Parameters that require no gradient are neither in the norm nor clipped."""
+    x, y = make_data(n=70)
+    trainer = make_trainer(
+        optimizer=fb.SGD(lr=0.1, momentum=0.9, frozen=[frozen]), sizes=sizes, dtype="float64", backend=backend,
+        max_grad_norm=0.05,
+    )  # fmt: skip
+    whole = np.linalg.norm(trainer.gradients(x[:20], y[:20])[1])
+    norms, parameters = _with_torch(trainer, x, y, 20, 5)
+    history = trainer.fit(x, y, batch_size=20, epochs=5, shuffle=False)
+    assert difference(trainer.model.parameters, parameters) < 1e-12
+    np.testing.assert_allclose(history["grad_norm"], norms.reshape(5, 4).mean(axis=1), rtol=1e-12)
+    assert 0.05 < norms[0] < 0.99 * whole, "some of it is frozen, and the rest is clipped"
 
 
 @sizes

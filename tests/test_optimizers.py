@@ -1,10 +1,9 @@
-"""Optimizers beyond one formula: settings of single layers, penalties, norms of tensors, and whose formula is meant."""
+"""Optimizers beyond one formula: settings of single layers, penalties, norms; whose formula: test_semantics."""
 
 from __future__ import annotations
 
 import copy
 import pickle
-import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -286,55 +285,12 @@ def _lars(p, g, s, t, lr):
     p -= s["v"]
 
 
-# -- the formulas of Keras 3 (keras/src/optimizers) --------------------------------------------------------------------
-
-
-def _keras_sgd(p, g, s, t, lr, nesterov=False):
-    s["v"] = 0.9 * s.get("v", 0) - lr * g
-    p += 0.9 * s["v"] - lr * g if nesterov else s["v"]
-
-
-def _keras_adam(p, g, s, t, lr, amsgrad=False):
-    alpha = lr * np.sqrt(1 - 0.999**t) / (1 - 0.9**t)
-    s["m"] = s.get("m", 0) + (g - s.get("m", 0)) * 0.1
-    s["v"] = s.get("v", 0) + (g**2 - s.get("v", 0)) * 0.001
-    s["top"] = np.maximum(s.get("top", 0), s["v"])
-    p -= s["m"] * alpha / (np.sqrt(s["top" if amsgrad else "v"]) + 1e-3)
-
-
-def _keras_rmsprop(p, g, s, t, lr, momentum=0.0, centered=False):
-    s["v"] = 0.9 * s.get("v", 0) + 0.1 * g**2
-    s["a"] = 0.9 * s.get("a", 0) + 0.1 * g
-    below = s["v"] - s["a"] ** 2 + 1e-3 if centered else s["v"] + 1e-3
-    s["m"] = momentum * s.get("m", 0) + lr * g / np.sqrt(below)
-    p -= s["m"]
-
-
-def _keras_adagrad(p, g, s, t, lr):
-    s["sum"] = s.get("sum", 0.1) + g**2
-    p -= lr * g / np.sqrt(s["sum"] + 0.1)
-
-
-LR = Exponential(0.05, 0.97)  # it changes, or forms of momentum do not differ
-KERAS = {"lr": LR, "semantics": "keras"}
+LR = Exponential(0.05, 0.97)
 PAPERS = {
     "lion": (fb.Lion(LR, (0.8, 0.95), 0.1), _lion),
     "lamb": (fb.LAMB(LR, (0.9, 0.99), weight_decay=0.1), _lamb),
     "lars": (fb.LARS(LR, momentum=0.8, weight_decay=0.1, trust_coefficient=0.02), _lars),
-    "keras sgd": (fb.SGD(momentum=0.9, **KERAS), _keras_sgd),
-    "keras nesterov": (fb.SGD(momentum=0.9, nesterov=True, **KERAS), lambda *a: _keras_sgd(*a, nesterov=True)),
-    "keras adam": (fb.Adam(eps=1e-3, **KERAS), _keras_adam),
-    "keras amsgrad": (fb.Adam(eps=1e-3, amsgrad=True, **KERAS), lambda *a: _keras_adam(*a, amsgrad=True)),
-    "keras rmsprop": (fb.RMSprop(alpha=0.9, eps=1e-3, **KERAS), _keras_rmsprop),
-    "keras rmsprop, momentum": (
-        fb.RMSprop(alpha=0.9, eps=1e-3, momentum=0.8, **KERAS), lambda *a: _keras_rmsprop(*a, momentum=0.8),
-    ),
-    "keras rmsprop, centered": (
-        fb.RMSprop(alpha=0.9, eps=1e-3, momentum=0.8, centered=True, **KERAS),
-        lambda *a: _keras_rmsprop(*a, momentum=0.8, centered=True),
-    ),
-    "keras adagrad": (fb.Adagrad(eps=0.1, initial_accumulator_value=0.1, **KERAS), _keras_adagrad),
-}  # fmt: skip
+}
 
 
 def _fifty(row, formula, backend, dtype):
@@ -356,64 +312,3 @@ def test_fifty_updates_by_the_formula(backend, name):
     row, formula = PAPERS[name]
     assert _fifty(row, formula, backend, "float32") < (1e-3 if name == "lion" else BOUND["float32"])
     assert _fifty(row, formula, "reference", "float64") < BOUND["float64"]
-
-
-@pytest.mark.parametrize("name", [name for name in PAPERS if name.startswith("keras")])
-def test_the_formula_of_torch_is_another(name):
-    row, formula = PAPERS[name]
-    assert _fifty(replace(row, semantics="torch"), formula, "reference", "float64") > 10 * BOUND["float32"]
-
-
-# -- scikit-learn ------------------------------------------------------------------------------------------------------
-
-SKLEARN = {
-    "sgd": ({"solver": "sgd", "momentum": 0.0}, fb.SGD(lr=0.1)),
-    "momentum": ({"solver": "sgd", "momentum": 0.9, "nesterovs_momentum": False}, fb.SGD(lr=0.1, momentum=0.9)),
-    "nesterov": ({"solver": "sgd", "momentum": 0.9}, fb.SGD(lr=0.1, momentum=0.9, nesterov=True)),
-    "adam": ({"solver": "adam", "epsilon": 1e-3}, fb.Adam(lr=0.01, eps=1e-3)),
-}
-ALPHA = 2.0
-
-
-def _beside_sklearn(name, backend, dtype, semantics, weighted=False):
-    """Worst difference of a tensor after 50 updates of an MLPClassifier and a trainer from equal weights."""
-    network = pytest.importorskip("sklearn.neural_network", reason="semantics are compared with scikit-learn's")
-    options, row = SKLEARN[name]
-    theirs = network.MLPClassifier(
-        (9, 7), activation="tanh", alpha=ALPHA, learning_rate_init=row.lr, shuffle=False, random_state=0,
-        learning_rate="invscaling" if options["solver"] == "sgd" else "constant", power_t=0.2, **options,
-    )  # fmt: skip
-    rng = np.random.default_rng(3)
-    x, y = rng.standard_normal((50, 20, 6)), rng.integers(0, 3, (50, 20))
-    weight = rng.uniform(0.2, 3, (50, 20)) if weighted else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        theirs.partial_fit(x[0], y[0], classes=[0, 1, 2])
-        del theirs._optimizer  # begins anew, from the weights of now
-        theirs.t_ = 0
-        model = fb.MLP([6, 9, 7, 3], activation="tanh", dtype=dtype)
-        for (w, b), w0, b0 in zip(model.weights, theirs.coefs_, theirs.intercepts_):
-            w[:], b[:] = w0, b0
-        row = replace(row, weight_decay=ALPHA)
-        trainer = fb.Trainer(model, "cross_entropy", row, backend=backend, semantics=semantics)
-        for step in range(50):
-            if hasattr(theirs, "_optimizer") and options["solver"] == "sgd":
-                trainer.lr_factor = theirs._optimizer.learning_rate / row.lr
-            share = None if weight is None else weight[step]
-            theirs.partial_fit(x[step], y[step], **({} if share is None else {"sample_weight": share}))
-            trainer.step(x[step].astype(dtype), y[step], sample_weight=share)
-    pairs = [*zip(theirs.coefs_, theirs.intercepts_)]
-    return max(difference(ours, wanted) for ours, wanted in zip(_layers(trainer), [p for pair in pairs for p in pair]))
-
-
-@backends
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("name", SKLEARN)
-def test_fifty_updates_beside_sklearn(backend, name, weighted):
-    assert _beside_sklearn(name, backend, "float32", "sklearn", weighted) < BOUND["float32"]
-    assert _beside_sklearn(name, "reference", "float64", "sklearn", weighted) < BOUND["float64"]
-
-
-@pytest.mark.parametrize("name", SKLEARN)
-def test_semantics_of_torch_are_not_those_of_sklearn(name):
-    assert _beside_sklearn(name, "reference", "float64", "torch") > 10 * BOUND["float32"]

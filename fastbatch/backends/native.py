@@ -44,7 +44,7 @@ def _choose_target(name: str | None) -> str:
 SEGMENT_DTYPE = np.dtype(
     [
         *((name, np.int64) for name in ("begin", "end", "rule")),
-        *((name, np.float64) for name in ("l1", "lr_factor", "by_weight")),
+        *((name, np.float64) for name in ("l1", "lr_factor", "by_weight", "ahead")),
         ("hyper", np.float64, _native.MAX_HYPER),
     ]
 )
@@ -56,6 +56,7 @@ def _segments(segments: Sequence[Segment]) -> Array:
         optimizer, constants = segment.optimizer, segment.optimizer.constants()
         row["begin"], row["end"], row["rule"] = segment.begin, segment.end, _OPTIMIZERS[optimizer.rule]
         row["l1"], row["lr_factor"], row["by_weight"] = optimizer.l1, segment.lr_factor, optimizer.by_weight
+        row["ahead"] = optimizer.ahead
         names = _native.optimizers[optimizer.rule]
         row["hyper"][: len(names)] = [constants[name] for name in names]
     return table
@@ -229,7 +230,9 @@ class Native:
             if per_output is not None:
                 share = weight * per_output[labels]
         row_loss = np.empty(len(a))
-        self._kernels[a.dtype.name].loss(_LOSSES[loss.name], loss.parameter, per_output, a, y, weight, da, row_loss)
+        self._kernels[a.dtype.name].loss(
+            _LOSSES[loss.name], loss.parameter, per_output, loss.divisors(a.shape[1]), a, y, weight, da, row_loss
+        )
         return Sums(float(row_loss.sum()), float(share.sum()))
 
     def update(self, optimizer: ops.Optimizer, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
@@ -294,6 +297,7 @@ class FusedProgram:
             _LOSSES[plan.loss.name],
             plan.loss.parameter,
             _per_output(plan.loss, plan.outputs, plan.dtype),
+            plan.loss.divisors(plan.outputs),
             _segments(plan.segments),
             plan.is_uniform,
             _norms(plan),
@@ -309,6 +313,7 @@ class FusedProgram:
             plan.max_norm or 0.0,
             plan.clip_value or 0.0,
             any(plan.column_limits),
+            plan.sums_objective,
         )
 
     def _reserve(self, rows: int, threads_: int) -> None:

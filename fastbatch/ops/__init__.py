@@ -10,8 +10,9 @@ from .activations import ACTIVATIONS, SYNONYMS, Activation
 from .initializers import AUTO, INITIALIZERS, Initializer
 from .losses import LOSSES, Loss
 from .metrics import METRICS, Metric, as_given, custom, measure, top_k
-from .optimizer import SEMANTICS, hold_columns
+from .optimizer import hold_columns
 from .optimizers import OPTIMIZERS, SGD, Adam, Optimizer
+from .semantics import SEMANTICS, check_semantics
 
 __all__ = [
     "ACTIVATIONS",
@@ -26,6 +27,7 @@ __all__ = [
     "Loss",
     "Optimizer",
     "as_given",
+    "check_semantics",
     "get_activation",
     "get_initializer",
     "get_loss",

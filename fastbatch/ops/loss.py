@@ -7,13 +7,14 @@ gradient ``r * da / sum(r * share)``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import ClassVar
 
 import numpy as np
 
 from ..errors import ArgumentError
+from .semantics import check_semantics
 
 __all__ = ["Loss", "between", "weights"]
 
@@ -23,6 +24,11 @@ Array = np.ndarray
 @dataclass(frozen=True)
 class Loss:
     """Base of every loss.
+
+    Parameters
+    ----------
+    semantics : {"torch", "sklearn", "keras"}, default "torch"
+        Whose value, slope and mean over an epoch are meant: docs/optimizers.md.
 
     Attributes
     ----------
@@ -42,6 +48,11 @@ class Loss:
     kinks: ClassVar[tuple[float, ...]] = ()
     log_link: ClassVar[bool] = False
 
+    semantics: str = field(default="torch", kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_semantics(type(self).__name__, self.semantics)
+
     @property
     def parameter(self) -> float:
         """The one scalar that the loss is given, 0 where it has none."""
@@ -57,6 +68,13 @@ class Loss:
         """The label whose rows do not count, or None. They get weight 0 at the door: no backend sees the label."""
         return None
 
+    def divisors(self, outputs: int) -> tuple[float, float]:
+        """What a row's sums of :meth:`elements` over its outputs are divided by: that of values, and each slope.
+
+        scikit-learn's are not those of a function and its gradient where there is more than one output.
+        """
+        return float(outputs), float(outputs)
+
     def rows(self, a: Array, y: Array) -> tuple[Array, Array, Array]:
         """Value, slope and share of total weight of each sample.
 
@@ -71,10 +89,11 @@ class Loss:
         loss (B,), da (B, O), share (B,)
         """
         value, slope = self.elements(a, y)
-        return value.mean(axis=1), slope / a.dtype.type(a.shape[1]), np.ones(len(a), a.dtype)
+        of_value, of_slope = map(a.dtype.type, self.divisors(a.shape[1]))
+        return value.sum(axis=1) / of_value, slope / of_slope, np.ones(len(a), a.dtype)
 
     def elements(self, a: Array, y: Array) -> tuple[Array, Array]:
-        """Value and slope element by element, for the losses that are a mean over elements."""
+        """Value and slope element by element, for the losses that are a mean over elements, before any division."""
         raise NotImplementedError
 
     def probabilities(self, a: Array) -> Array:

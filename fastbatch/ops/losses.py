@@ -37,9 +37,15 @@ Array = np.ndarray
 @named_fields
 @dataclass(frozen=True)
 class MSE(Loss):
-    """Mean squared error, ``mean (a - y)^2`` over all elements."""
+    """Mean squared error, ``mean (a - y)^2`` over all elements.
+
+    Semantics sklearn: half of it, with the slope ``a - y`` whatever the number of outputs.
+    """
 
     name: ClassVar[str] = "mse"
+
+    def divisors(self, outputs: int) -> tuple[float, float]:
+        return (2.0 * outputs, 2.0) if self.semantics == "sklearn" else super().divisors(outputs)
 
     def elements(self, a: Array, y: Array) -> tuple[Array, Array]:
         e = a - y
@@ -78,6 +84,7 @@ class Huber(Loss):
     delta: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (isinstance(self.delta, Real) and math.isfinite(self.delta) and self.delta > 0):
             raise ArgumentError(f"Huber(delta=): expected a finite number > 0, got {self.delta!r}")
 
@@ -114,6 +121,7 @@ class Quantile(Loss):
     q: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         between("Quantile(q=)", self.q, 0, 1)
 
     @property
@@ -131,12 +139,16 @@ class Quantile(Loss):
 class Poisson(Loss):
     """Poisson negative log-likelihood of counts, ``exp(a) - y a``, without terms of y alone.
 
-    The outputs are the logarithm of the mean: torch.nn.PoissonNLLLoss with its defaults. Targets are >= 0.
+    The outputs are the logarithm of the mean: torch.nn.PoissonNLLLoss with its defaults. Targets are >= 0. Semantics
+    sklearn: summed over the outputs of a row.
     """
 
     name: ClassVar[str] = "poisson"
     targets: ClassVar[str] = "counts"
     log_link: ClassVar[bool] = True
+
+    def divisors(self, outputs: int) -> tuple[float, float]:
+        return (1.0, 1.0) if self.semantics == "sklearn" else super().divisors(outputs)
 
     def elements(self, a: Array, y: Array) -> tuple[Array, Array]:
         mean = np.exp(a)
@@ -168,6 +180,7 @@ class Tweedie(Loss):
     power: float = 1.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         between("Tweedie(power=)", self.power, 1, 2, " (Poisson() is 1, Gamma() is 2)")
 
     @property
@@ -229,6 +242,7 @@ class CrossEntropy(Loss):
     ignore_index: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "weight", weights("CrossEntropy(weight=)", self.weight))
         if not (isinstance(self.label_smoothing, Real) and 0 <= self.label_smoothing <= 1):
             raise ArgumentError(
@@ -277,6 +291,8 @@ class CrossEntropy(Loss):
 class BCE(Loss):
     """Binary cross entropy of a sigmoid over logits, mean over elements, torch.nn.BCEWithLogitsLoss.
 
+    Semantics sklearn: summed over the outputs of a row.
+
     Parameters
     ----------
     pos_weight : float or sequence of float, optional
@@ -293,11 +309,15 @@ class BCE(Loss):
     pos_weight: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "pos_weight", weights("BCE(pos_weight=)", self.pos_weight))
 
     @property
     def per_output(self) -> tuple[float, ...] | None:
         return self.pos_weight
+
+    def divisors(self, outputs: int) -> tuple[float, float]:
+        return (1.0, 1.0) if self.semantics == "sklearn" else super().divisors(outputs)
 
     def elements(self, a: Array, y: Array) -> tuple[Array, Array]:
         positive = np.array(self.pos_weight if self.pos_weight is not None else 1, a.dtype)
@@ -336,6 +356,7 @@ class Focal(Loss):
     alpha: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (isinstance(self.gamma, Real) and math.isfinite(self.gamma) and self.gamma >= 0):
             raise ArgumentError(f"Focal(gamma=): expected a finite number >= 0, got {self.gamma!r}")
         if self.alpha is not None:

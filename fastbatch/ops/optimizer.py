@@ -10,14 +10,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import ArgumentError, did_you_mean, unknown_name
+from ..errors import ArgumentError, did_you_mean
 from ..schedules import Schedule
+from .semantics import check_semantics
 
-__all__ = ["SEMANTICS", "Optimizer", "hold_columns"]
+__all__ = ["Optimizer", "hold_columns"]
 
 Array = np.ndarray
-
-SEMANTICS = ("torch", "sklearn", "keras")
 
 # Of the fields, those that are not a matter of one layer.
 _OF_ALL_LAYERS = ("lr", "frozen", "groups", "semantics", "initial_accumulator_value")
@@ -28,8 +27,8 @@ class Optimizer:
     """Base of every optimizer.
 
     A subclass has a field weight_decay and states `rule` (the row of ``csrc/ops/optimizers.def`` that runs it),
-    `constants()` (the numbers that row asks for, by name, weight_decay among them) and `update`. `lr` is a number or a
-    schedule; what runs is `rate` or `rates` of the update.
+    `constants()` (the numbers that row asks for, by name, `decay` among them as weight_decay) and `update`. `lr` is a
+    number or a schedule; what runs is `rate` or `rates` of the update.
 
     Parameters
     ----------
@@ -56,6 +55,8 @@ class Optimizer:
     ----------
     normed : bool
         Whether the rate depends on norms of the whole tensor, so that tensors are updated one by one.
+    shrinks : bool
+        Whether weight_decay is no part of the gradient, but shrinks the parameter by ``lr * weight_decay``.
     """
 
     lr: float | Schedule = 1e-3
@@ -68,6 +69,7 @@ class Optimizer:
 
     rule: ClassVar[str]
     normed: ClassVar[bool] = False
+    shrinks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -94,8 +96,7 @@ class Optimizer:
                 and all(isinstance(beta, Real) and 0 <= float(beta) < 1 for beta in value)
             ):
                 self._refuse("betas", "a pair of numbers in [0, 1)")
-        if self.semantics not in SEMANTICS:
-            raise unknown_name(f"{type(self).__name__}(semantics=)", self.semantics, SEMANTICS)
+        check_semantics(type(self).__name__, self.semantics)
         if not isinstance(self.frozen, Iterable) or not all(map(_is_layer, self.frozen)):
             self._refuse("frozen", "indices of layers, such as (0, 1)")
         object.__setattr__(self, "frozen", tuple(self.frozen))
@@ -185,15 +186,29 @@ class Optimizer:
         return replace(self, l1=0.0, weight_decay=0.0)  # type: ignore[call-arg]
 
     @property
+    def _weight_decay(self) -> float:
+        return self.weight_decay  # type: ignore[attr-defined]
+
+    @property
+    def ahead(self) -> float:
+        """The weight decay that shrinks a parameter in front of its rule: Keras', where the rule does not do it."""
+        return self._weight_decay if self.semantics == "keras" and not self.shrinks else 0.0
+
+    @property
+    def decay(self) -> float:
+        """The weight decay that is the rule's own."""
+        return 0.0 if self.ahead else self._weight_decay
+
+    @property
     def by_weight(self) -> bool:
-        """Whether weight_decay is divided by the total weight of the batch."""
-        return self.semantics == "sklearn" and self.constants()["weight_decay"] > 0
+        """Whether weight_decay is divided by the total weight of the batch: scikit-learn's penalty of the loss."""
+        return self.semantics == "sklearn" and not (self.shrinks or self.normed) and self._weight_decay > 0
 
     def at_scale(self, scale: float) -> Optimizer:
         """The description for a batch of total weight 1 / `scale`."""
         if not self.by_weight:
             return self
-        return replace(self, weight_decay=self.constants()["weight_decay"] * scale)  # type: ignore[call-arg]
+        return replace(self, weight_decay=self._weight_decay * scale)  # type: ignore[call-arg]
 
     def rate(self, t: int) -> float:
         """Learning rate of update `t`, counted from 0."""
@@ -219,10 +234,12 @@ class Optimizer:
         """Update `p` (N,) and `slots` (S, N) in place from the gradient `g` (N,); `t` counts updates from 1."""
         raise NotImplementedError
 
-    def _penalised(self, p: Array, g: Array, l2: float = 0.0) -> Array:
-        """`g` with the penalties that enter the gradient."""
+    def _penalised(self, p: Array, g: Array, lr: float, l2: float = 0.0) -> Array:
+        """`g` with the penalties that enter the gradient; shrinks `p` where that comes in front of the rule."""
         if self.l1:
             g = g + self.l1 * np.sign(p)
+        if self.ahead:
+            p -= lr * self.ahead * p
         return g + l2 * p if l2 else g
 
 

@@ -79,9 +79,9 @@ class SGD(Optimizer):
 
     def constants(self) -> dict[str, float]:
         if not self.momentum:
-            return {"weight_decay": self.weight_decay}
+            return {"weight_decay": self.decay}
         return {
-            "weight_decay": self.weight_decay,
+            "weight_decay": self.decay,
             "momentum": self.momentum,
             "dampening": self.dampening,
             "nesterov": float(self.nesterov),
@@ -89,7 +89,7 @@ class SGD(Optimizer):
         }
 
     def update(self, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
-        g = self._penalised(p, g, self.weight_decay)
+        g = self._penalised(p, g, lr, self.decay)
         if not self.momentum:
             p -= lr * g
             return
@@ -126,8 +126,6 @@ class Adam(Optimizer):
         For a negative or non-finite number, or a beta outside [0, 1).
     """
 
-    decoupled: ClassVar[bool] = False
-
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
@@ -151,18 +149,18 @@ class Adam(Optimizer):
 
     def constants(self) -> dict[str, float]:
         return {
-            "weight_decay": self.weight_decay,
+            "weight_decay": self.decay,
             "beta1": self.betas[0],
             "beta2": self.betas[1],
             "eps": self.eps,
-            "decoupled": float(self.decoupled),
+            "decoupled": float(self.shrinks),
             "folded": float(self._folded),
         }
 
     def update(self, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
         (beta1, beta2), m, v = self.betas, slots[0], slots[1]
-        g = self._penalised(p, g, 0.0 if self.decoupled else self.weight_decay)
-        if self.decoupled:
+        g = self._penalised(p, g, lr, 0.0 if self.shrinks else self.decay)
+        if self.shrinks:
             p *= 1 - lr * self.weight_decay
         m += (1 - beta1) * (g - m)
         v[:] = beta2 * v + (1 - beta2) * g * g
@@ -192,7 +190,7 @@ class AdamW(Adam):
         As :class:`Adam`.
     """
 
-    decoupled: ClassVar[bool] = True
+    shrinks: ClassVar[bool] = True
     weight_decay: float = 1e-2
 
 
@@ -246,7 +244,7 @@ class RMSprop(Optimizer):
 
     def constants(self) -> dict[str, float]:
         return {
-            "weight_decay": self.weight_decay,
+            "weight_decay": self.decay,
             "alpha": self.alpha,
             "eps": self.eps,
             "momentum": self.momentum,
@@ -254,7 +252,7 @@ class RMSprop(Optimizer):
         }
 
     def update(self, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
-        g = self._penalised(p, g, self.weight_decay)
+        g = self._penalised(p, g, lr, self.decay)
         square = slots[0]
         square[:] = self.alpha * square + (1 - self.alpha) * g * g
         if self.centered:
@@ -315,14 +313,14 @@ class Adagrad(Optimizer):
 
     def constants(self) -> dict[str, float]:
         return {
-            "weight_decay": self.weight_decay,
+            "weight_decay": self.decay,
             "lr_decay": self.lr_decay,
             "eps": self.eps,
             "inside": float(self.semantics == "keras"),
         }
 
     def update(self, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
-        g = self._penalised(p, g, self.weight_decay)
+        g = self._penalised(p, g, lr, self.decay)
         slots[0] += g * g
         root = np.sqrt(slots[0] + self.eps) if self.semantics == "keras" else np.sqrt(slots[0]) + self.eps
         p -= lr / (1 + (t - 1) * self.lr_decay) * g / root
@@ -365,17 +363,21 @@ class NAdam(Optimizer):
         self._refuse_zero("eps")
 
     @property
+    def shrinks(self) -> bool:  # type: ignore[override]
+        return self.decoupled_weight_decay
+
+    @property
     def slots(self) -> int:
         return 2
 
     def constants(self) -> dict[str, float]:
         return {
-            "weight_decay": self.weight_decay,
+            "weight_decay": self.decay,
             "beta1": self.betas[0],
             "beta2": self.betas[1],
             "eps": self.eps,
             "warmth": 0.96**self.momentum_decay,
-            "decoupled": float(self.decoupled_weight_decay),
+            "decoupled": float(self.shrinks),
         }
 
     def _momentum(self, t: int) -> float:
@@ -383,8 +385,8 @@ class NAdam(Optimizer):
 
     def update(self, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
         (beta1, beta2), (m, v) = self.betas, slots
-        g = self._penalised(p, g, 0.0 if self.decoupled_weight_decay else self.weight_decay)
-        if self.decoupled_weight_decay:
+        g = self._penalised(p, g, lr, 0.0 if self.shrinks else self.decay)
+        if self.shrinks:
             p *= 1 - lr * self.weight_decay
         m += (1 - beta1) * (g - m)
         v[:] = beta2 * v + (1 - beta2) * g * g
@@ -421,17 +423,18 @@ class Lion(Optimizer):
     weight_decay: float = 0.0
 
     rule: ClassVar[str] = "lion"
+    shrinks: ClassVar[bool] = True
 
     @property
     def slots(self) -> int:
         return 1
 
     def constants(self) -> dict[str, float]:
-        return {"weight_decay": self.weight_decay, "beta1": self.betas[0], "beta2": self.betas[1]}
+        return {"weight_decay": self.decay, "beta1": self.betas[0], "beta2": self.betas[1]}
 
     def update(self, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
         (beta1, beta2), m = self.betas, slots[0]
-        g = self._penalised(p, g)
+        g = self._penalised(p, g, lr)
         p *= 1 - lr * self.weight_decay
         p -= lr * np.sign(m + (1 - beta1) * (g - m))
         m += (1 - beta2) * (g - m)
@@ -482,7 +485,7 @@ class LAMB(Optimizer):
 
     def constants(self) -> dict[str, float]:
         return {
-            "weight_decay": self.weight_decay,
+            "weight_decay": self.decay,
             "beta1": self.betas[0],
             "beta2": self.betas[1],
             "eps": self.eps,
@@ -490,10 +493,10 @@ class LAMB(Optimizer):
 
     def update(self, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
         (beta1, beta2), (m, v) = self.betas, slots
-        g = self._penalised(p, g)
+        g = self._penalised(p, g, lr)
         m += (1 - beta1) * (g - m)
         v[:] = beta2 * v + (1 - beta2) * g * g
-        u = m / (1 - beta1**t) / (np.sqrt(v) / math.sqrt(1 - beta2**t) + self.eps) + self.weight_decay * p
+        u = m / (1 - beta1**t) / (np.sqrt(v) / math.sqrt(1 - beta2**t) + self.eps) + self.decay * p
         of_p, of_u = _norm(p), _norm(u)
         p -= (lr * of_p / of_u if of_p and of_u else lr) * u
 
@@ -531,6 +534,7 @@ class LARS(Optimizer):
 
     rule: ClassVar[str] = "lars"
     normed: ClassVar[bool] = True
+    ahead: ClassVar[float] = 0.0  # Keras has no LARS, whose lr is far from a share of p
 
     @property
     def slots(self) -> int:
@@ -538,18 +542,18 @@ class LARS(Optimizer):
 
     def constants(self) -> dict[str, float]:
         return {
-            "weight_decay": self.weight_decay,
+            "weight_decay": self.decay,
             "momentum": self.momentum,
             "trust": self.trust_coefficient,
             "eps": self.eps,
         }
 
     def update(self, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
-        g = self._penalised(p, g)
+        g = self._penalised(p, g, lr)
         of_p, of_g = _norm(p), _norm(g)
         if of_p and of_g:
-            lr = lr * self.trust_coefficient * of_p / (of_g + self.weight_decay * of_p + self.eps)
-        slots[0] = self.momentum * slots[0] + lr * (g + self.weight_decay * p)
+            lr = lr * self.trust_coefficient * of_p / (of_g + self.decay * of_p + self.eps)
+        slots[0] = self.momentum * slots[0] + lr * (g + self.decay * p)
         p -= slots[0]
 
 

@@ -56,8 +56,9 @@ class Trainer(Steps):
         and `evaluate` of the trainer: operands of products are rounded to 8 bits, sums, weights, optimizer state and
         everything else stay float32.
     semantics : {"torch", "sklearn", "keras"}, default "torch"
-        Whose formula the optimizer means where the three differ under one name: docs/optimizers.md. "torch" leaves the
-        optimizer as it is.
+        Whose formula optimizer and loss mean where the three differ under one name: docs/optimizers.md. "torch" leaves
+        both as they are. With "sklearn" the losses that `fit` and `step` report are scikit-learn's loss_curve_,
+        penalties included; those of `evaluate`, `gradients` and validation are without them.
     max_grad_norm : float, optional
         The mean gradient of an update is scaled down to this Euclidean norm, over all parameters together, where it is
         longer: torch's clip_grad_norm_. ``history["grad_norm"]`` then holds the mean over the epoch's updates of the
@@ -126,10 +127,10 @@ class Trainer(Steps):
         self.model = model
         self.loss = ops.get_loss(loss)
         self.optimizer = ops.get_optimizer(optimizer)
-        if semantics not in ops.SEMANTICS:
-            raise unknown_name("Trainer(semantics=)", semantics, ops.SEMANTICS)
+        ops.check_semantics("Trainer", semantics)
         if semantics != "torch":
             self.optimizer = replace(self.optimizer, semantics=semantics)
+            self.loss = replace(self.loss, semantics=semantics)
         self.semantics = semantics
         self.metrics = ops.get_metrics(metrics, self.loss)
         self.num_threads = None if num_threads is None else checks.count("num_threads", num_threads)

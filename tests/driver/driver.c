@@ -130,7 +130,8 @@ static int row_of(test *t, const char *name, const char *const *names)
 
 static fb_loss loss_of(test *t)
 {
-    return (fb_loss){row_of(t, "loss", fb_loss_names), number(t, "parameter"), at(t, "per_output")};
+    const double *divisors = at(t, "divisors");
+    return (fb_loss){row_of(t, "loss", fb_loss_names), number(t, "parameter"), at(t, "per_output"), divisors[0], divisors[1]};
 }
 
 /* Segments of one rule, whose row here need not be that of the library that wrote them. */
@@ -230,7 +231,7 @@ static fb_network network_of(const fb_kernels *k, test *t)
                         .uniform = (int)integer(t, "uniform"), .norms = at(t, "norms"), .y = offsets[0], .row_loss = offsets[1],
                         .row_weight = offsets[2], .row_share = offsets[3], .gradient = offsets[4],
                         .scratch = offsets[5], .scratch_bytes = offsets[6], .parts = offsets[7],
-                        .part_bytes = offsets[8]};
+                        .part_bytes = offsets[8], .objective = (int)integer(t, "objective")};
 }
 
 static fb_feed feed_of(const fb_kernels *k, test *t)
