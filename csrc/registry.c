@@ -57,8 +57,10 @@ const char *const fb_optimizer_hyper[] = {
 static double power(double b, int64_t t)
 {
     double result = 1;
-    for (; t > 0 && result > 0x1p-60; t >>= 1, b *= b)
-        if (t & 1) result *= b;
+    for (; t > 0 && result > 0x1p-60; t >>= 1, b *= b) {
+        const double factor[2] = {1, b}; /* the low bits of t change too often to be predicted */
+        result *= factor[t & 1];
+    }
     return result > 0x1p-60 ? result : 0;
 }
 
