@@ -21,6 +21,7 @@ __all__ = [
     "as_dtype",
     "as_given",
     "as_inputs",
+    "as_order",
     "as_real",
     "as_rows",
     "as_scale",
@@ -142,6 +143,23 @@ def as_given(value, width: int, dtype: str, where: str = "X") -> Array:
 def as_inputs(value, width: int, dtype: str, where: str) -> Array:
     """The same in `dtype`, rows contiguous; a view where that is how they lie."""
     return _convert(as_rows(value, width, dtype, where), dtype)
+
+
+def as_order(value, rows: int, where: str) -> Array:
+    """Indices of rows as (m,) of int64, m >= 1, each in 0 .. `rows` - 1; kernels read by them.
+
+    Raises
+    ------
+    ShapeError, DTypeError, DataError
+    """
+    array = _as_array(value, where)
+    if array.dtype.kind not in "iu":
+        raise DTypeError(f"{where}: expected indices of an integer dtype, got {array.dtype}")
+    if array.ndim != 1 or len(array) == 0:
+        raise ShapeError(f"{where}: expected indices of shape (m,) with m >= 1, got {array.shape}")
+    if array.min() < 0 or array.max() >= rows:
+        raise DataError(f"{where}: expected rows 0 .. {rows - 1}, got {_outside(array)}")
+    return np.array(array, np.int64)  # a copy: the caller may write to his own while the epoch runs
 
 
 def as_scale(value, width: int, dtype: str) -> tuple[Array, Array]:

@@ -112,7 +112,8 @@ class FitData:
 
     def feed(self, order: Array | None, batch: int, drop_last: bool) -> Feed:
         """One pass over the training rows in `order`, None being that in which they lie."""
-        used = self.total - self.total % batch if drop_last else self.total
+        total = self.total if order is None else len(order)
+        used = total - total % batch if drop_last else total
         if order is not None:
             return Feed(self.given.x, self.given.y, self.given.weight, order[:used], batch)
         part = self.given.take(slice(used))

@@ -56,7 +56,7 @@ class Settings:
 
     batch_size: Any
     epochs: int
-    shuffle: bool
+    shuffle: Any
     drop_last: bool
     validation_split: float
     class_weight: dict[int, float] | str | None
@@ -69,7 +69,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         self.epochs = checks.count("epochs", self.epochs, "an integer >= 0", least=0)
-        self.shuffle = checks.flag("shuffle", self.shuffle)
+        if not callable(self.shuffle) or isinstance(self.shuffle, type):
+            self.shuffle = checks.flag("shuffle", self.shuffle)
+        elif self.validation_split or self.sampling is not None:
+            other = "validation_split" if self.validation_split else "sampling"
+            raise ArgumentError(f"fit: expected shuffle=True or False with {other}, got a function")
         self.drop_last = checks.flag("drop_last", self.drop_last)
         self.validation_split = checks.fraction("validation_split", self.validation_split)
         self.check_finite = checks.flag("check_finite", self.check_finite)
@@ -277,8 +281,13 @@ class Fit:
         if self.order_epoch is None:
             self.order_epoch = trainer.epochs
         shuffle, backend = self.settings.shuffle, trainer.backend
-        order = epoch_order(data.rows, trainer.seed, self.order_epoch, shuffle, backend, data.cumulative)
-        size = min(batching.rows_at(self.settings.batch_size, self.order_epoch), data.total)
+        order: Array | None
+        if callable(shuffle):
+            order = checks.as_order(shuffle(self.order_epoch), data.total, f"shuffle({self.order_epoch})")
+        else:
+            order = epoch_order(data.rows, trainer.seed, self.order_epoch, shuffle, backend, data.cumulative)
+        rows = data.total if order is None else len(order)
+        size = min(batching.rows_at(self.settings.batch_size, self.order_epoch), rows)
         feed = data.feed(order, size, self.settings.drop_last)
         feed.piece = min(size, self.settings.micro_batch_size or size)
         feed.batch = size * trainer.gradient_accumulation_steps

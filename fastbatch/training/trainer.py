@@ -250,7 +250,7 @@ class Trainer(Steps):
         validation_split: float = 0.0,
         sample_weight=None,
         class_weight: dict[int, float] | str | None = None,
-        shuffle: bool = True,
+        shuffle: bool | Callable[[int], Array] = True,
         drop_last: bool = False,
         callbacks: Sequence[Callback] = (),
         verbose: int | str = "auto",
@@ -282,8 +282,9 @@ class Trainer(Steps):
         sample_weight : (n,) array_like, optional
         class_weight : dict or "balanced", optional
             Row weight by label, in training and validation; a missing class counts 1. Multiplies sample_weight.
-        shuffle : bool, default True
-            False visits the rows as they lie.
+        shuffle : bool or callable, default True
+            False visits the rows as they lie. A function gives an order of your own: ``f(epoch) -> (m,)`` indices of
+            rows of X, as many as you like and in any order, for each epoch of the trainer, counted from 0.
         drop_last : bool, default False
             Leave out a last batch that is not full.
         callbacks : sequence of Callback
