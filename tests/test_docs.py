@@ -24,7 +24,7 @@ from fastbatch.schedules import SCHEDULES
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
-NEEDS = {"docs/training.md": ("matplotlib", "pandas")}
+NEEDS = {"docs/training.md": ("matplotlib", "pandas"), "docs/migrating.md": ("sklearn",)}
 WITHOUT_EXAMPLE = {"docs/README.md": "a list of the others", "docs/accuracy.md": "generated"}
 LINKED = [*PAGES, *map(ROOT.joinpath, ("CONTRIBUTING.md", "DESIGN.md", "tests/README.md", "examples/README.md"))]
 

@@ -286,8 +286,8 @@ class Fit:
             order = checks.as_order(shuffle(self.order_epoch), data.total, f"shuffle({self.order_epoch})")
         else:
             order = epoch_order(data.rows, trainer.seed, self.order_epoch, shuffle, backend, data.cumulative)
-        rows = data.total if order is None else len(order)
-        size = min(batching.rows_at(self.settings.batch_size, self.order_epoch), rows)
+        visited = data.total if order is None else len(order)
+        size = min(batching.rows_at(self.settings.batch_size, self.order_epoch), visited)
         feed = data.feed(order, size, self.settings.drop_last)
         feed.piece = min(size, self.settings.micro_batch_size or size)
         feed.batch = size * trainer.gradient_accumulation_steps

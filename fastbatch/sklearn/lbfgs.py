@@ -1,0 +1,72 @@
+"""The solver lbfgs: SciPy's L-BFGS-B on the trainer's gradients."""
+
+from __future__ import annotations
+
+import warnings
+from itertools import count
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.optimize
+from sklearn.exceptions import ConvergenceWarning
+
+from ..errors import DivergenceError
+from ..layers import layout
+from . import settings
+from .rows import Rows, offset
+
+if TYPE_CHECKING:
+    from .base import BaseMLP
+
+__all__ = ["fit"]
+
+Array = np.ndarray
+
+
+def fit(estimator: BaseMLP, rows: Rows) -> None:
+    """Minimise the mean loss over all rows with scikit-learn's penalty; sets loss_ and n_iter_.
+
+    What is minimised has the gradient of scikit-learn. Of a squared error of several outputs that is the sum over the
+    outputs, while scikit-learn hands the mean to its line search, and loss_ holds it here, too.
+    """
+    trainer = settings.trainer_of(estimator, estimator._model, estimator._loss)
+    model, parameters = trainer.model, trainer.model.parameters
+    total = float(len(rows) if rows.weight is None else rows.weight.sum())
+    decay = estimator.alpha / total
+    outputs = model.output_size if trainer.loss.name == "mse" else 1
+    parts = [part for part in layout(model.layers, model.input_size) if not part.buffered]
+    penalised = np.concatenate([np.full(part.size, part.name == "w") for part in parts])
+
+    def objective(values: Array) -> tuple[float, Array]:
+        parameters[:] = values
+        loss, gradient = trainer.gradients(rows.X, rows.targets, rows.weight)
+        gradient = gradient.astype(np.float64)
+        kept = np.where(penalised, values, 0.0)
+        return outputs * loss + 0.5 * decay * (kept @ kept), gradient + decay * kept
+
+    iterations = count(1)
+
+    def say(values: Array) -> None:
+        print(f"Iteration {next(iterations)}")
+
+    found = scipy.optimize.minimize(
+        objective,
+        parameters.astype(np.float64),
+        method="L-BFGS-B",
+        jac=True,
+        callback=say if estimator.verbose else None,
+        options={"maxfun": estimator.max_fun, "maxiter": estimator.max_iter, "gtol": estimator.tol},
+    )
+    if not np.isfinite(found.fun):
+        raise DivergenceError.at("loss", float(found.fun), int(found.nit))
+    parameters[:] = found.x
+    penalty = 0.5 * decay * float(np.square(found.x[penalised]).sum())
+    estimator.loss_ = float((found.fun - penalty) / outputs + penalty + offset(trainer.loss, rows.targets, rows.weight))
+    estimator.n_iter_ = min(int(found.nit), estimator.max_iter)
+    if found.status != 0:
+        warnings.warn(
+            f"lbfgs failed to converge after {found.nit} iterations (status={found.status}): {found.message}. "
+            "Increase max_iter or max_fun, or scale the data.",
+            ConvergenceWarning,
+            stacklevel=6,
+        )
