@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from numbers import Real
 from typing import Any
 
 from . import checks
-from .errors import ArgumentError, named_fields
+from .errors import ArgumentError, as_float, named_fields
 
 __all__ = ["Grow"]
 
@@ -57,7 +56,7 @@ class Grow:
 
     def _factor(self) -> float:
         value = self.factor
-        if isinstance(value, bool) or not isinstance(value, Real) or not 1 < float(value) < math.inf:
+        if not 1 < as_float(value) < math.inf:
             raise ArgumentError(f"Grow(factor=): expected a finite number > 1, got {value!r}")
         return float(value)
 
@@ -92,6 +91,19 @@ def as_plain(value: Any) -> Any:
     return checks.batch_size(value, expected=EXPECTED)
 
 
+def from_plain(plain: Any) -> Any:
+    """What :func:`as_plain` was given, but for "full": from a file, so it is to be checked again."""
+    if not isinstance(plain, dict):
+        return plain
+    if plain["name"] == "Grow":
+        return _grow(plain)
+    return dict(plain["sizes"])
+
+
+def _grow(plain: dict[str, Any]) -> Grow:
+    return Grow(**{name: value for name, value in plain.items() if name != "name"})
+
+
 def rows_at(plain: Any, epoch: int) -> int:
     """Rows of a batch in `epoch` of the trainer, as :func:`as_plain` has noted them."""
     if isinstance(plain, int):
@@ -99,7 +111,7 @@ def rows_at(plain: Any, epoch: int) -> int:
     if callable(plain):
         return checks.batch_size(plain(epoch), f"batch_size({epoch})")
     if plain["name"] == "Grow":
-        return Grow(**{name: value for name, value in plain.items() if name != "name"})(epoch)
+        return _grow(plain)(epoch)
     return next(size for first, size in reversed(plain["sizes"]) if first <= epoch)
 
 

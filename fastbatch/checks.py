@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
-from numbers import Real
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from . import ops
-from .errors import ArgumentError, DataError, DTypeError, ShapeError
+from .errors import ArgumentError, DataError, DTypeError, ShapeError, as_float
 
 __all__ = [
     "DTYPES",
@@ -89,7 +88,12 @@ def _kind(value, array: Array) -> str:
     if array.ndim == 2 and hasattr(value, "dtypes") and hasattr(value, "columns"):
         kinds = [getattr(dtype, "kind", "") for dtype in value.dtypes]  # "" is in every string: not pandas
         columns = [str(name) for name, kind in zip(value.columns, kinds) if kind not in "fiub"]
-        return f"{array.dtype}: look at the columns {', '.join(columns)}" if columns else str(array.dtype)
+        if columns:
+            return f"{array.dtype}: look at the columns {', '.join(columns)}"
+    if array.dtype.kind == "O" and hasattr(value, "isna"):
+        missing = np.argwhere(np.asarray(value.isna()))
+        if len(missing):
+            return f"{array.dtype}: a value is missing in {_place(missing[0])}"
     return str(array.dtype)
 
 
@@ -117,6 +121,8 @@ def as_rows(value, width: int, dtype: str, where: str = "X", layer: str = "", em
     array = as_real(value, where)
     if array.ndim != 2 or array.shape[1] != width:
         hint = f"; for one row use {where}[None, :], for one feature {where}[:, None]" if array.ndim == 1 else ""
+        if array.ndim > 2 and math.prod(array.shape[1:]) == width:
+            hint = f"; {where}.reshape(len({where}), -1) makes rows of these"
         raise ShapeError(f"{where}: expected shape (n, {width}), got {array.shape}{layer and ': ' + layer}{hint}")
     if not empty and len(array) == 0:
         raise ShapeError(f"{where}: expected at least 1 row, got shape {array.shape}")
@@ -361,7 +367,7 @@ def class_table(value, y: Array, loss: ops.Loss, outputs: int, weight: Array | N
     for label, weight in value.items():
         if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or not 0 <= label < classes:
             raise ArgumentError(f"{where}: expected classes 0 .. {classes - 1}, got {label!r}")
-        if not isinstance(weight, Real) or not math.isfinite(weight) or weight < 0:
+        if not 0 <= as_float(weight) < math.inf:
             raise ArgumentError(f"{where}: expected finite weights >= 0, got {weight!r} for class {label}")
         table[label] = weight
     return table
@@ -387,6 +393,10 @@ def first_nonfinite(array: Array, dtype: str | None = None) -> tuple[int, ...] |
     return None
 
 
+def _place(index: Sequence[int]) -> str:
+    return f"row {index[0]}" + (f", column {index[1]}" if len(index) > 1 else "")
+
+
 def check_finite(array: Array, where: str, given=None, dtype: str | None = None) -> None:
     """DataError when `array` holds NaN or Inf, or what becomes one in `dtype`; names the first place.
 
@@ -395,7 +405,7 @@ def check_finite(array: Array, where: str, given=None, dtype: str | None = None)
     index = first_nonfinite(array, dtype)
     if index is None:
         return
-    place = f"row {index[0]}" + (f", column {index[1]}" if len(index) > 1 else "")
+    place = _place(index)
     before = array if given is None else _as_array(given, where)
     value = before[index] if before.shape == array.shape else array[index]
     if np.isfinite(value):
@@ -416,7 +426,7 @@ def count(where: str, value, expected: str = "an integer >= 1", least: int = 1) 
 
 def number(where: str, value) -> float:
     """A finite number >= 0."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not (math.isfinite(value) and float(value) >= 0):
+    if not 0 <= as_float(value) < math.inf:
         raise ArgumentError(f"{where}: expected a finite number >= 0, got {value!r}")
     return float(value)
 
@@ -425,7 +435,7 @@ def limit(where: str, value) -> float | None:
     """A finite number > 0, or None for none."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, Real) or not (math.isfinite(value) and float(value) > 0):
+    if not 0 < as_float(value) < math.inf:
         raise ArgumentError(f"{where}: expected a finite number > 0 or None, got {value!r}")
     return float(value)
 
@@ -439,7 +449,7 @@ def positive(where: str, value) -> float:
 
 def fraction(where: str, value) -> float:
     """A number in [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < 1:
+    if not 0 <= as_float(value) < 1:
         raise ArgumentError(f"{where}: expected a number in [0, 1), got {value!r}")
     return float(value)
 

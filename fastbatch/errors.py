@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
 from collections.abc import Callable, Iterable
+from numbers import Real
 from typing import TypeVar
 
 __all__ = [
@@ -162,6 +164,16 @@ def _belongs(name: str, label: str) -> str:
     owner = _BELONGS.get(_ELSEWHERE.get(name.lower(), name))
     asked = label.startswith(("fastbatch.Trainer", "fastbatch.Sequential", "fastbatch.MLP"))
     return f"; it belongs to {owner}" if owner and asked else ""
+
+
+def as_float(value: object) -> float:
+    """A real number as a float; NaN, which no range holds, for anything else and for integers beyond every float."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

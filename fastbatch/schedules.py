@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ArgumentError, named_fields, unknown_name
+from .errors import ArgumentError, as_float, named_fields, unknown_name
 
 __all__ = ["SCHEDULES", "Constant", "Cosine", "Exponential", "OneCycle", "Schedule", "Step", "Warmup"]
 
@@ -42,15 +42,21 @@ class Schedule:
         Raises
         ------
         ArgumentError
-            For a negative or non-integer argument, and for rates that grow beyond float64.
+            For a negative or non-integer argument, and for rates that are not one number >= 0 for each update, or grow
+            beyond float64.
         """
         first, count = self._integer("first", first, 0), self._integer("count", count, 0)
         t = np.arange(first, first + count, dtype=np.float64)
         with np.errstate(over="ignore"):
-            rates = self._rates(t)
-        if not np.isfinite(rates).all():
-            raise ArgumentError(f"{self}: expected finite rates, got inf at update {int(t[~np.isfinite(rates)][0])}")
-        return rates
+            rates = np.asarray(self._rates(t))
+        if rates.dtype.kind not in "fiu" or rates.shape != t.shape:
+            raise ArgumentError(
+                f"{self}: expected rates of a real dtype and shape {t.shape}, got {rates.dtype} {rates.shape}"
+            )
+        bad = ~((rates >= 0) & (rates < np.inf))
+        if bad.any():
+            raise ArgumentError(f"{self}: expected finite rates >= 0, got {rates[bad][0]} at update {int(t[bad][0])}")
+        return rates.astype(np.float64, copy=False)
 
     def _rates(self, t: Array) -> Array:
         """Rates of the updates `t`, float64 and whole; each a function of its own element alone."""
@@ -90,11 +96,10 @@ class Schedule:
 
     def _number(self, name: str, value: object, expected: str, low: float, high: float = math.inf) -> float:
         """A finite number in [`low`, `high`], which `expected` says in words."""
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        number = as_float(value)
+        if not low <= number <= high or number == math.inf:
             raise ArgumentError(f"{type(self).__name__}({name}=): expected {expected}, got {value!r}")
-        if not low <= float(value) <= high:
-            raise ArgumentError(f"{type(self).__name__}({name}=): expected {expected}, got {value!r}")
-        return float(value)
+        return number
 
     def _set(self, **values: float) -> None:
         """Keep what was checked: NumPy's numbers become Python's, which JSON can hold."""

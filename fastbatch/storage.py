@@ -37,6 +37,8 @@ def write(path: str | os.PathLike, tensors: Tensors, metadata: dict[str, str]) -
     from safetensors.numpy import save
 
     path = Path(path)
+    if path.exists() and not path.is_file():  # a rename would put a file in the place of a device
+        raise IsADirectoryError(f"{path}: expected a file or nothing there, got a folder or a device")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: expected a folder that exists, got {path.parent}")
     data = save(tensors, {"format": "fastbatch", "format_version": str(FORMAT_VERSION), **metadata})
@@ -121,7 +123,7 @@ def damaged(path: str | os.PathLike, what: str) -> Iterator[None]:
         yield
     except (CheckpointError, BackendError):  # says itself what is wrong
         raise
-    except (FastbatchError, LookupError, AttributeError, TypeError, ValueError, RecursionError) as error:
+    except (FastbatchError, LookupError, AttributeError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: the {what} is damaged: {type(error).__name__}: {error}") from error
 
 

@@ -8,12 +8,11 @@ gradient ``r * da / sum(r * share)``.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import ClassVar
 
 import numpy as np
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, as_float
 from .semantics import check_semantics
 
 __all__ = ["Loss", "between", "weights"]
@@ -111,7 +110,7 @@ class Loss:
 
 
 def between(name: str, value, low: float, high: float, hint: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not low < float(value) < high:
+    if not low < as_float(value) < high:
         raise ArgumentError(f"{name}: expected a number in ({low}, {high}), got {value!r}{hint}")
 
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Real
 from typing import ClassVar
 
 import numpy as np
 
-from ..errors import ArgumentError, named_fields
+from ..errors import ArgumentError, as_float, named_fields
 from .activations import ACTIVATIONS
 from .loss import Loss, between, weights
 
@@ -85,7 +84,7 @@ class Huber(Loss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isinstance(self.delta, Real) and math.isfinite(self.delta) and self.delta > 0):
+        if not 0 < as_float(self.delta) < math.inf:
             raise ArgumentError(f"Huber(delta=): expected a finite number > 0, got {self.delta!r}")
 
     @property
@@ -244,7 +243,7 @@ class CrossEntropy(Loss):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "weight", weights("CrossEntropy(weight=)", self.weight))
-        if not (isinstance(self.label_smoothing, Real) and 0 <= self.label_smoothing <= 1):
+        if not 0 <= as_float(self.label_smoothing) <= 1:
             raise ArgumentError(
                 f"CrossEntropy(label_smoothing=): expected a number in [0, 1], got {self.label_smoothing!r}"
             )
@@ -357,7 +356,7 @@ class Focal(Loss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isinstance(self.gamma, Real) and math.isfinite(self.gamma) and self.gamma >= 0):
+        if not 0 <= as_float(self.gamma) < math.inf:
             raise ArgumentError(f"Focal(gamma=): expected a finite number >= 0, got {self.gamma!r}")
         if self.alpha is not None:
             between("Focal(alpha=)", self.alpha, 0, 1)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import ArgumentError, did_you_mean
+from ..errors import ArgumentError, as_float, did_you_mean
 from ..schedules import Schedule
 from .semantics import check_semantics
 
@@ -84,16 +84,10 @@ class Optimizer:
                     if value is not None and not _is_limit(value):
                         self._refuse("max_norm", "a finite number > 0 or None")
                     continue
-                if (
-                    isinstance(value, bool)
-                    or not isinstance(value, Real)
-                    or not (math.isfinite(value) and float(value) >= 0)
-                ):
+                if not 0 <= as_float(value) < math.inf:
                     self._refuse(each.name, "a finite number >= 0" + " or a schedule" * (each.name == "lr"))
             elif each.name == "betas" and not (
-                isinstance(value, (tuple, list))
-                and len(value) == 2
-                and all(isinstance(beta, Real) and 0 <= float(beta) < 1 for beta in value)
+                isinstance(value, (tuple, list)) and len(value) == 2 and all(0 <= as_float(beta) < 1 for beta in value)
             ):
                 self._refuse("betas", "a pair of numbers in [0, 1)")
         check_semantics(type(self).__name__, self.semantics)
@@ -121,7 +115,7 @@ class Optimizer:
                     raise ArgumentError(f"{where}: expected lr or lr_factor, got both")
                 own["lr_factor"] = self._factor(values["lr"], where)
             factor = own.get("lr_factor", 1.0)
-            if isinstance(factor, bool) or not isinstance(factor, Real) or not 0 <= float(factor) < math.inf:
+            if not 0 <= as_float(factor) < math.inf:
                 raise ArgumentError(f"{where}: expected an lr_factor that is a finite number >= 0, got {factor!r}")
             found[layer] = own
             row = self._with(own)
@@ -135,7 +129,7 @@ class Optimizer:
             raise ArgumentError(
                 f"{where}: expected lr_factor, got lr beside an lr of {self.lr!r}, which is not a number above 0"
             )
-        if isinstance(lr, bool) or not isinstance(lr, Real) or not 0 <= float(lr) < math.inf:
+        if not 0 <= as_float(lr) < math.inf:
             raise ArgumentError(f"{where}: expected as lr of a layer a finite number >= 0, got {lr!r}")
         return float(lr) / float(self.lr)
 
@@ -250,7 +244,7 @@ def hold_columns(w: Array, most: float) -> None:
 
 
 def _is_limit(value: object) -> bool:
-    return not isinstance(value, bool) and isinstance(value, Real) and 0 < float(value) < math.inf
+    return 0 < as_float(value) < math.inf
 
 
 def _is_layer(index: object) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import ops, storage
+from .. import checks, ops, storage
 from .._version import __version__
 from ..augment import AUGMENTATIONS
 from ..backends import backends
@@ -133,11 +133,22 @@ def _fill(trainer: Trainer, state: dict[str, Any]) -> None:
         raise ShapeError(
             f"expected optimizer state {trainer._slots.dtype} {trainer._slots.shape}, got {slots.dtype} {slots.shape}"
         )
+    attributes = {name: state["attributes"].get(name, getattr(trainer, name)) for name in ATTRIBUTES}
+    # kernels rely on these
+    for name, like in (("_gradient", trainer.model.parameters), ("_running", trainer.model.buffers)):
+        value = attributes[name]
+        if value is not None and (value.shape != like.shape or value.dtype != like.dtype):
+            raise ShapeError(f"{name}: expected {like.dtype} {like.shape}, got {value.dtype} {value.shape}")
+    for name in ("epochs", "_gradient_rows"):
+        checks.count(name, attributes[name], "an integer >= 0", least=0)
+    scale = attributes.pop("_input_scale")
+    if scale is not None:
+        scale = checks.as_scale(scale, trainer.model.input_size, trainer.model.dtype)
     trainer._slots[:] = slots
-    trainer._steps[0] = state["steps"]
-    for name in ATTRIBUTES:
-        setattr(trainer, name, state["attributes"].get(name, getattr(trainer, name)))
-    trainer._scale(trainer._input_scale)
-    trainer.history = History(state["history"])
+    trainer._steps[0] = checks.count("steps", state["steps"], "an integer >= 0", least=0)
+    for name, value in attributes.items():
+        setattr(trainer, name, value)
+    trainer._scale(scale)
+    trainer.history = History({name: list(values) for name, values in state["history"].items()})
     if state["fit"] is not None:
         trainer._fit = Fit.from_progress(state["fit"]["settings"], trainer.history, state["fit"]["progress"])

@@ -246,5 +246,7 @@ def hooks_of(callbacks: Sequence[Callback], verbose: int | str) -> list[Callback
     for hook in hooks:
         if not isinstance(hook, Callback):
             raise ArgumentError(f"callbacks: expected a list of fastbatch.Callback objects, got {hook!r}")
+        if hook.every_n_steps is not None:
+            checks.count(f"{type(hook).__name__}.every_n_steps", hook.every_n_steps, "an integer >= 1 or None")
     bar = bar_for(verbose)
     return sorted(hooks if bar is None else [*hooks, bar], key=lambda hook: hook.runs_last)

@@ -12,7 +12,7 @@ import numpy as np
 from .. import batching, checks, ops
 from ..augment import parts_of
 from ..data.orders import epoch_order
-from ..errors import ArgumentError
+from ..errors import ArgumentError, CheckpointError, DTypeError
 from ..plan import check_micro_batch
 from ..protocol import Feed, Sums
 from ..schedules import Schedule
@@ -193,7 +193,7 @@ class Fit:
 
     def progress(self, trainer: Trainer) -> dict[str, Any]:
         """What a checkpoint must hold for :meth:`from_progress`, besides settings and history; at any time."""
-        running = self._data is not None
+        running = self.running
         made = 0 if self._chunk_start is None else trainer.steps - self._chunk_start
         return {
             **{name: getattr(self, name) for name in PROGRESS},
@@ -211,11 +211,22 @@ class Fit:
         """The fit that :meth:`progress` described."""
         fit = cls(settings)
         fit.history = history
+        settings.batch_size = batching.as_plain(batching.from_plain(settings.batch_size))
+        for name in ("epoch", "updates", "step", "left_at"):
+            checks.count(name, progress.get(name, 0), "an integer >= 0", least=0)
+        if progress["order_epoch"] is not None:
+            checks.count("order_epoch", progress["order_epoch"], "an integer >= 0", least=0)
+        checks.number("seconds", progress["seconds"])
+        if not isinstance(progress["outputs"], (np.ndarray, type(None))):
+            raise DTypeError(f"outputs: expected an array or None, got {progress['outputs']!r}")
         for name in PROGRESS:
             setattr(fit, name, progress.get(name, getattr(fit, name)))
         fit.step = progress["step"]
-        fit.sums.totals[:] = progress["sums"]
-        fit._left_at, fit._fingerprint, fit._states = progress["left_at"], progress["data"], progress["callbacks"]
+        loss, weight, norm = progress["sums"]
+        fit.sums = Sums(loss, weight, norm)
+        fit._left_at, fit._fingerprint = progress["left_at"], progress["data"]
+        states = progress["callbacks"]
+        fit._states = None if states is None else [(kind, bool(steers), state) for kind, steers, state in states]
         return fit
 
     def check(self, trainer: Trainer, data: FitData) -> None:
@@ -228,13 +239,17 @@ class Fit:
         DataError
             When the data are not those of the interrupted fit.
         """
-        if self._data is not None:
+        if self.running:
             raise ArgumentError("resume: expected a fit that has ended, got one that is running")
         if trainer.steps != self._left_at:
             raise ArgumentError(
                 f"resume: expected the trainer as the fit left it, after {self._left_at} updates, got {trainer.steps}"
             )
         check_same(self._fingerprint, data, trainer.model.dtype)
+
+    @property
+    def running(self) -> bool:
+        return self._data is not None
 
     def _elapsed(self) -> float:
         return self.seconds + time.perf_counter() - self._start
@@ -296,6 +311,13 @@ class Fit:
         check_micro_batch(trainer._plan, feed.piece, min(feed.batch, feed.rows), where)
         if trainer.metrics and self.outputs is None:
             self.outputs = np.zeros((feed.rows, trainer.model.output_size), trainer.model.dtype)
+        if self.outputs is not None:  # kernels write there, and it may be out of an edited file
+            shape, dtype = (feed.rows, trainer.model.output_size), trainer.model.dtype
+            if self.outputs.shape != shape or self.outputs.dtype != dtype:
+                raise CheckpointError(
+                    f"resume: expected outputs {dtype} {shape} of the running epoch, "
+                    f"got {self.outputs.dtype} {self.outputs.shape}"
+                )
         feed.outputs, feed.noise = self.outputs, self.settings.noise
         if self.settings.mixup is not None:
             rows = np.minimum(feed.batch, feed.rows - feed.batch * np.arange(feed.steps))

@@ -28,7 +28,7 @@ class Steps:
     model: Sequential
     loss: ops.Loss
     optimizer: ops.Optimizer
-    lr_factor: float
+    _lr_factor: float
     _plan: Plan
     _program: Program
     _busy: Exclusive
@@ -52,7 +52,7 @@ class Steps:
 
     def _rate(self, t: int) -> float:
         """Learning rate of update `t`, counted from 0."""
-        return self.lr_factor * self.optimizer.rate(t)
+        return self._lr_factor * self.optimizer.rate(t)
 
     def _data(self, x, y, weight=None) -> Data:
         return data_of(self.model, self.loss, x, y, weight)
@@ -80,7 +80,7 @@ class Steps:
         """
         if sample_weight is None and self.model.loss is self.loss:  # the first step takes the careful path, and sets it
             lr = self.optimizer.lr  # looked at here, so that a plain number does not pay for a call
-            rate = self.lr_factor * lr if type(lr) is float else self._rate(self.steps)
+            rate = self._lr_factor * lr if type(lr) is float else self._rate(self.steps)
             loss = self._program.fast_step(x, y, rate)
             if loss is not None:
                 return loss

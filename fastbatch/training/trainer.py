@@ -6,13 +6,14 @@ import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from .. import checks, memory, ops
 from ..augment import Augmentation
 from ..batching import Grow, as_plain
-from ..errors import ArgumentError, named_keywords, unknown_name
+from ..errors import ArgumentError, DivergenceError, FastbatchError, named_keywords, unknown_name
 from ..layers import Dense
 from ..model import Sequential
 from ..plan import make_plan
@@ -29,6 +30,12 @@ from .steps import Steps
 __all__ = ["Trainer"]
 
 Array = np.ndarray
+
+# Attributes that say what a trainer was made for: programs, state and files follow from them
+FIXED = frozenset({
+    "model", "loss", "optimizer", "metrics", "num_threads", "precision", "semantics", "max_grad_norm", "clip_value",
+    "gradient_accumulation_steps", "seed",
+})  # fmt: skip
 
 PRECISIONS = ("float32", "bf16")
 
@@ -74,6 +81,7 @@ class Trainer(Steps):
     Attributes
     ----------
     model, loss, optimizer : the descriptions
+        Of these and the other arguments only the optimizer's lr may be changed.
     backend : str
         The backend that runs.
     steps : int
@@ -85,7 +93,8 @@ class Trainer(Steps):
     stop_training : bool
         Set it in a callback to end the fit.
     lr_factor : float
-        Multiplies every rate of the optimizer's lr; 1.0 until ReduceLROnPlateau or the user changes it.
+        Multiplies every rate of the optimizer's lr; 1.0 until ReduceLROnPlateau or the user changes it. ArgumentError
+        for what is no finite number >= 0.
     input_scale : (scale (I,), shift (I,)) or None
         Every method of the trainer that takes inputs trains on or predicts from ``x * scale + shift``. Set by `fit`, or
         by hand to a pair of numbers or arrays; ``model.predict`` and a saved model do not know of it, but for
@@ -125,12 +134,10 @@ class Trainer(Steps):
         if not isinstance(model, Sequential):
             raise ArgumentError(f"Trainer(model=): expected a Sequential or MLP, got {type(model).__name__}")
         self.model = model
-        self.loss = ops.get_loss(loss)
-        self.optimizer = ops.get_optimizer(optimizer)
         ops.check_semantics("Trainer", semantics)
-        if semantics != "torch":
-            self.optimizer = replace(self.optimizer, semantics=semantics)
-            self.loss = replace(self.loss, semantics=semantics)
+        meant: dict[str, Any] = {} if semantics == "torch" else {"semantics": semantics}
+        self.loss = replace(ops.get_loss(loss), **meant)
+        self.optimizer = replace(ops.get_optimizer(optimizer), **meant)
         self.semantics = semantics
         self.metrics = ops.get_metrics(metrics, self.loss)
         self.num_threads = None if num_threads is None else checks.count("num_threads", num_threads)
@@ -179,6 +186,21 @@ class Trainer(Steps):
         self._connect(state["backend"])
         self._running = running
 
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in FIXED and name in self.__dict__ and not (name == "optimizer" and self._differs_in_lr(value)):
+            hint = " (its lr may change: dataclasses.replace(trainer.optimizer, lr=...))" if name == "optimizer" else ""
+            own, got = ("a model" if isinstance(v, Sequential) else repr(v) for v in (getattr(self, name), value))
+            raise ArgumentError(
+                f"trainer.{name}: expected what the trainer was made with, {own}, got {got}; "
+                f"make a new Trainer of the model{hint}"
+            )
+        super().__setattr__(name, value)
+
+    def _differs_in_lr(self, value: object) -> bool:
+        """Whether `value` is this optimizer but for its rate, which is read at every step."""
+        own = self.optimizer
+        return isinstance(value, type(own)) and replace(value, lr=own.lr) == own
+
     def __copy__(self) -> Trainer:
         return copy.deepcopy(self)  # a shallow copy would share the model and the counters under a lock of its own
 
@@ -194,6 +216,14 @@ class Trainer(Steps):
     def threads_used(self) -> int:
         """Threads that the last fit or step ran on."""
         return self._program.threads_used
+
+    @property
+    def lr_factor(self) -> float:
+        return self._lr_factor
+
+    @lr_factor.setter
+    def lr_factor(self, value: float) -> None:
+        self._lr_factor = checks.number("trainer.lr_factor", value)
 
     @property
     def input_scale(self) -> tuple[Array, Array] | None:
@@ -333,15 +363,31 @@ class Trainer(Steps):
                 micro_batch_size, max_steps, max_time, augment, sampling,
             )  # fmt: skip
             data = fit_data(self.model, self.loss, self.seed, X, y, sample_weight, validation_data, **settings.of_data)
+            if self._fit is not None and self._fit.running:
+                raise ArgumentError(
+                    "fit: expected a fit that has ended, got one that is running: its callbacks may step"
+                )
             hooks = hooks_of(callbacks, verbose)
             data.cumulative = sampling_of(self.model, self.loss, data, settings.sampling, settings.shuffle)
             if not (settings.sampling is None or isinstance(settings.sampling, str)):
                 settings.sampling = np.array(settings.sampling, np.float64)  # a copy: resume asks again
-            scale = scale_of(self.model, data, input_scale)
+            scale, before = scale_of(self.model, data, input_scale), self._input_scale
+            kept = {"_fit": self._fit, "history": self.history, "stop_training": self.stop_training}
+            trained = self.model.loss
             if scale is not None:
                 self._scale(scale)
-            self._fit = Fit(settings)
-            return self._fit.run(self, data, hooks)
+            self._fit = fit = Fit(settings)
+            try:
+                return fit.run(self, data, hooks)
+            except FastbatchError as error:
+                if not (
+                    fit.updates or isinstance(error, DivergenceError)
+                ):  # refused: by a callback, or a size of batches
+                    self.__dict__.update(kept)
+                    self.model.loss = trained
+                    if scale is not None:
+                        self._scale(before)
+                raise
 
     @named_keywords
     def resume(
