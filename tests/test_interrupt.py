@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import _thread
+import contextlib
 import copy
 import math
 import os
 import signal
+import sys
 import threading
 import time
 import types
@@ -447,3 +449,55 @@ def test_copies_taken_while_others_train():
     trainer.fit(x, y, epochs=5)
     for twin in results:
         assert_same_trainer(twin, trainer)
+
+
+PACKAGE = os.path.dirname(fb.__file__)
+
+
+class AtLine:
+    """Raises KeyboardInterrupt in front of the line of the library that is number `left` from here."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def __call__(self, frame, event, argument):
+        return self._line if frame.f_code.co_filename.startswith(PACKAGE) else None
+
+    def _line(self, frame, event, argument):
+        if event == "line":
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+        return self._line
+
+
+@pytest.mark.parametrize("part", [pytest.param(k, marks=[pytest.mark.exhaustive] if k else []) for k in range(7)])
+def test_ctrl_c_in_front_of_any_line_loses_nothing(part):
+    """Every seventh line of a fit of two epochs, in the default tier."""
+    x, y = make_data("cross_entropy", 40)
+
+    def fresh():
+        rate = fb.schedules.Cosine(0.1, 9)
+        return make_trainer("cross_entropy", fb.SGD(lr=rate, momentum=0.9), dropout=0.1, metrics=["f1"], backend="c")
+
+    options = {"batch_size": 16, "epochs": 2, "validation_split": 0.2, "augment": fb.augment.Mixup(0.3), "verbose": 0}
+    whole, left, before = fresh(), part + 1, sys.gettrace()
+    whole.fit(x, y, **options)
+    while True:
+        trainer, ctrl_c = fresh(), AtLine(left)
+        sys.settrace(ctrl_c)
+        try:
+            with contextlib.suppress(KeyboardInterrupt):
+                trainer.fit(x, y, **options)
+        finally:
+            sys.settrace(before)
+        if trainer._fit is None:
+            trainer.fit(x, y, **options)
+        trainer.resume(x, y)
+        assert (trainer.steps, trainer.epochs) == (whole.steps, whole.epochs), left
+        assert_same_bits(trainer.model.parameters, whole.model.parameters)
+        assert trainer.history["loss"] == whole.history["loss"], left
+        assert trainer.history["val_loss"] == whole.history["val_loss"], left
+        if ctrl_c.left > 0:
+            break
+        left += 7

@@ -131,7 +131,7 @@ class Optimizer:
             )
         if not 0 <= as_float(lr) < math.inf:
             raise ArgumentError(f"{where}: expected as lr of a layer a finite number >= 0, got {lr!r}")
-        return float(lr) / float(self.lr)
+        return as_float(lr) / float(self.lr)
 
     def _with(self, values: dict[str, Any]) -> Optimizer:
         """This description with the settings of a layer."""

@@ -129,7 +129,7 @@ class Fit:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.history = History()
-        self.epoch = self.updates = 0
+        self.updates = 0
         self.seconds = 0.0
         self.finished = False
         self.hooks: list[Callback] = []
@@ -142,14 +142,20 @@ class Fit:
         self._states: States | None = None  # None: it has never run
         self._source: tuple[float | Schedule, float] | None = None
         self._first, self._lrs = 0, np.empty(0)
-        self._rest()
+        self.order_epoch: int | None
+        self.outputs: Array | None
+        self._rest(0, Sums())
 
-    def _rest(self) -> None:
-        """Progress between two epochs."""
-        self.order_epoch: int | None = None
-        self.step, self.sums = 0, Sums()
-        self.outputs: Array | None = None
-        self.counted = False
+    def _rest(self, epoch: int, sums: Sums) -> None:
+        """Progress in front of `epoch`, in one assignment: there is no call in it in which Ctrl-C is heard."""
+        self.epoch, self.order_epoch, self.step, self.sums, self.outputs, self.counted = (
+            epoch,
+            None,
+            0,
+            sums,
+            None,
+            False,
+        )
 
     def run(self, trainer: Trainer, data: FitData, hooks: list[Callback]) -> History:
         """Go on to the end, or until a callback stops the trainer."""
@@ -157,8 +163,8 @@ class Fit:
         trainer.history, trainer.stop_training = self.history, False
         trainer.model.loss = trainer.loss
         self._start = time.perf_counter()
-        self.hooks, self._data = hooks, data
         try:
+            self.hooks, self._data = hooks, data
             with ExitStack() as ends:
                 for hook in hooks:
                     hook.trainer = trainer
@@ -177,10 +183,11 @@ class Fit:
             self.finished = self.epoch >= self.settings.epochs or self._over() or any(hook.ended for hook in hooks)
         finally:
             try:
+                self._count(trainer)
                 self._leave(trainer)
             finally:
-                self.seconds = self._elapsed()
                 self.hooks, self._data, self._begun = [], None, False
+                self.seconds = self._elapsed()
         return self.history
 
     def _leave(self, trainer: Trainer) -> None:
@@ -278,15 +285,16 @@ class Fit:
             hook.on_epoch_begin(self.epoch, {"epochs": self.settings.epochs, "steps": feed.steps, "batch_size": size})
         if not self._updates(trainer, feed):
             return False
-        if not self.counted:
-            trainer.epochs += 1
-            self.counted = True
+        assert self.order_epoch is not None
+        trainer.epochs = self.order_epoch + 1  # again where Ctrl-C has kept the rest from happening, as the others here
+        self.counted = True
         logs = self._results(trainer, feed, data)
         logs["batch_size"] = size
         logs["time"] = time.perf_counter() - start
+        for values in self.history.values():
+            del values[self.epoch :]
         self.history.append(logs)
-        self.epoch += 1
-        self._rest()
+        self._rest(self.epoch + 1, Sums())
         if self.hooks:
             _tell(self.hooks, "on_epoch_end", self.epoch - 1, logs)
         return True
@@ -353,17 +361,24 @@ class Fit:
         try:
             trainer._program.run(feed, self.step, last, lrs, budget, self.sums)
         finally:  # Ctrl-C is heard before the call can say how many steps were made; memory says it
-            made = trainer.steps - before
-            self.step, self.updates = self.step + made, self.updates + made
-            self._chunk_start = None
+            self._count(trainer)
+
+    def _count(self, trainer: Trainer) -> None:
+        """Count the updates of the last chunk, once: again where Ctrl-C was heard on the way to here.
+
+        It is heard in calls, not between the parts of an assignment.
+        """
+        if self._chunk_start is not None:
+            made = trainer.steps - self._chunk_start
+            self.step, self.updates, self._chunk_start = self.step + made, self.updates + made, None
 
     def _rates(self, trainer: Trainer, steps: int) -> Array:
         """The learning rate of each of the next `steps` updates; those made ahead are kept for the next call."""
         source, first = (trainer.optimizer.lr, trainer.lr_factor), trainer.steps
         start = first - self._first if isinstance(trainer.optimizer.lr, Schedule) else 0
         if self._source != source or not 0 <= start <= len(self._lrs) - steps:
-            self._source, self._first, start = source, first, 0
-            self._lrs = trainer.lr_factor * trainer.optimizer.rates(first, steps)
+            rates = trainer.lr_factor * trainer.optimizer.rates(first, steps)  # calls, in which Ctrl-C is heard
+            self._source, self._first, self._lrs, start = source, first, rates, 0
         return self._lrs[start : start + steps]
 
     def _results(self, trainer: Trainer, feed: Feed, data: FitData) -> dict[str, Any]:
