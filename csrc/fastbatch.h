@@ -422,10 +422,4 @@ double fb_measure_peak(const fb_kernels *kernels, int threads, int64_t loops);
 /* Nanoseconds of one barrier between `threads` threads; NaN when fewer could be had. */
 double fb_measure_barrier(int threads, int64_t loops);
 
-/* -- this machine at its best (measure.c) --------------------------------------------------------------------------- */
-/* GFLOP/s of multiply-adds in registers on `threads` threads together; NaN when fewer could be had. */
-double fb_measure_peak(const fb_kernels *kernels, int threads, int64_t loops);
-/* Nanoseconds of one barrier between `threads` threads; NaN when fewer could be had. */
-double fb_measure_barrier(int threads, int64_t loops);
-
 #endif

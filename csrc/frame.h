@@ -25,10 +25,12 @@ typedef struct frame {
     double *penalties; /* FB_PENALTY_PARTS, alike: of stretches of the parameters, where they are reported */
     /* fb_run */
     int64_t first, last, deadline;
+    int64_t made;     /* updates before step `first` */
     const double *lr; /* of step `first` and those after it; fb_update: of its one */
     fb_sums sums;
     fb_outcome outcome;
-    int stop;
+    int stop[2];      /* behind a step: of even and of odd ones, as thread 0 may be done with a step of one row, which has no
+                       * barrier but its last, while another thread still looks at the step before */
     double norm;      /* of the last gradient applied, before clipping */
     /* fb_accumulate, fb_forward, fb_backward, fb_update, fb_predict */
     int64_t first_row, dz_stride, arena_bytes, block;

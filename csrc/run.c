@@ -93,7 +93,7 @@ static void run(void *context, int t, int threads)
     frame *f = context;
     const fb_network *net = f->net;
     const fp_mode mode = fp_enter();
-    const int64_t made = *net->steps;
+    const int64_t made = f->made;
     moment now = {0};
     /* a look at the clock costs about 25 ns: rare where a step is of that order */
     const int64_t look_every = f->feed->batch * net->parameter_count < 20000 ? 64 : 1;
@@ -122,6 +122,7 @@ static void run(void *context, int t, int threads)
             const double loss = whole ? fb_total_loss(f, rows, 0) : sums.loss;
             const double weight = whole ? fb_total_weight(f, rows, 0) : sums.weight;
             f->outcome.status = status;
+            f->stop[s & 1] = 1;
             if (status == FB_OK) {
                 const fb_sums step = sums_of_step(f, rows, loss, weight, unit);
                 f->sums.loss += step.loss;
@@ -129,14 +130,13 @@ static void run(void *context, int t, int threads)
                 f->sums.norm += f->norm;
                 f->outcome.next = s + 1;
                 *net->steps = made + s - f->first + 1;
-                f->stop = (s - f->first + 1) % look_every == 0 && (now_ns() >= f->deadline || fb_team_is_stale());
+                f->stop[s & 1] = (s - f->first + 1) % look_every == 0 && (now_ns() >= f->deadline || fb_team_is_stale());
             } else {
                 f->outcome.value = status == FB_LOSS_NOT_FINITE ? (weight > 0 ? loss / weight : loss) : __builtin_inf();
-                f->stop = 1;
             }
         }
         fb_wait_for_all(threads);
-        if (f->stop) break;
+        if (f->stop[s & 1]) break;
     }
     fp_leave(mode);
 }
@@ -164,10 +164,10 @@ fb_outcome fb_run(const fb_network *net, char *arena, const fb_feed *feed, int64
             stretch = fb_choose_threads(tuner, threads, last - f.outcome.next, feed->batch,
                                         step_flops(net, feed->batch), now);
         f.first = f.outcome.next;
+        f.made = *net->steps;
         f.lr = lr + (f.first - first);
         f.last = stretch.steps < last - f.first ? f.first + stretch.steps : last;
         f.deadline = stretch.until < deadline ? stretch.until : deadline;
-        f.stop = 0;
         const int used = fb_parallel(run, &f, stretch.threads, stretch.patience);
         if (!tuned || stretch.threads == tuner->threads || !f.outcome.threads) f.outcome.threads = used;
         if (f.outcome.next == last && !tuned) break;

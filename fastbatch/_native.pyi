@@ -70,6 +70,7 @@ class Lock:
 
 class Network:
     pending: tuple[_Reals, int] | None
+    running: _Reals | None
     @property
     def threads_used(self) -> int: ...
     def __init__(

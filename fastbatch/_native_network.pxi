@@ -83,7 +83,8 @@ cdef class Network:
     cdef int64_t arena_bytes, rows
     cdef int64_t *labels
     cdef list spares
-    cdef public object pending
+    cdef public object pending  # rows of a forward that waits for its backward
+    cdef public object running  # statistics that wait for the update
     cdef readonly int threads_used
     cdef int threads  # that the arena has scratch for
 
@@ -310,7 +311,8 @@ cdef class Network:
         if not self.lock.take():
             return None
         try:
-            if self.pending is not None or threads > self.threads or not 0 < feed.rows <= self.rows or not self.takes(y, feed.rows, &feed):
+            if (self.pending is not None or self.running is not None or threads > self.threads
+                    or not 0 < feed.rows <= self.rows or not self.takes(y, feed.rows, &feed)):
                 return None
             sums.loss = sums.weight = sums.norm = 0
             with nogil:

@@ -44,11 +44,12 @@ def make_trainer(
     sizes=(INPUTS, 16, OUTPUTS),
     activation="tanh",
     dropout=0.0,
+    norm=None,
     dtype="float32",
     seed=0,
     **options,
 ) -> fb.Trainer:
-    model = fb.MLP(list(sizes), activation=activation, dropout=dropout, dtype=dtype, seed=seed)
+    model = fb.MLP(list(sizes), activation=activation, dropout=dropout, norm=norm, dtype=dtype, seed=seed)
     return fb.Trainer(model, loss, optimizer, seed=seed, **options)
 
 
@@ -63,9 +64,10 @@ def assert_same_bits(got: np.ndarray, expected: np.ndarray) -> None:
 
 
 def assert_same_trainer(got: fb.Trainer, expected: fb.Trainer) -> None:
-    """Same parameters, counters and (by what one more step does to copies) optimizer state."""
+    """Same parameters, statistics, counters and (by what one more step does to copies) optimizer state."""
     assert (got.steps, got.epochs) == (expected.steps, expected.epochs)
     assert_same_bits(got.model.parameters, expected.model.parameters)
+    assert_same_bits(got.model.buffers, expected.model.buffers)
     x, y = make_data(expected.loss.name, 8, expected.model.input_size, expected.model.output_size, seed=99)
     twins = [copy.deepcopy(trainer) for trainer in (got, expected)]
     assert twins[0].step(x, y) == twins[1].step(x, y)

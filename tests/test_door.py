@@ -261,8 +261,10 @@ def test_what_the_careful_path_is_for():
     assert said[-1] is not None
 
 
-def test_a_forward_that_waits_for_its_backward_is_dropped_as_ever():
-    fast, careful, said = _pair()
+@pytest.mark.parametrize("norm", [None, "layer", "batch"])
+def test_a_forward_that_waits_is_dropped_as_ever(norm):
+    """For its backward; or, as far as it has seen statistics, for the update."""
+    fast, careful, said = _pair(norm=norm)
     for trainer in (fast, careful):
         trainer.forward(X[:2])
         trainer.step(X, VALUES)
@@ -273,7 +275,7 @@ def test_a_forward_that_waits_for_its_backward_is_dropped_as_ever():
         trainer.backward(VALUES)
         trainer.step(X, VALUES)  # leaves the gradient that waits for update
         trainer.update()
-    assert [value is not None for value in said] == [False, True, True]
+    assert [value is not None for value in said] == [False, True, norm != "batch"]
     _assert_same(fast, careful)
 
 

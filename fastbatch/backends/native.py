@@ -276,7 +276,6 @@ class FusedProgram:
         self._flops_per_row = plan.flops_per_row * wide / (4 if plan.precision == "bf16" else 1)
         self._update_flops = _UPDATE_FLOPS * wide * plan.num_parameters
         self._rows = self._threads_reserved = -1
-        self.running: Array | None = None  # statistics that the next update makes those of the state
         self._training = self._network(1.0)
         self._inference = self._network(_FORWARD)
         self._inference_arena = inference_arena(plan, _PREDICT_BLOCK, _ACTIVATIONS)
@@ -333,6 +332,14 @@ class FusedProgram:
     def scale_inputs(self, scale: Array | None, shift: Array | None) -> None:
         for network in (self._training, self._inference):
             network.scale_inputs(scale, shift)
+
+    @property
+    def running(self) -> Array | None:
+        return self._training.running  # where the fast path sees it
+
+    @running.setter
+    def running(self, value: Array | None) -> None:
+        self._training.running = value
 
     @property
     def tile_rows(self) -> int:
@@ -394,7 +401,7 @@ class FusedProgram:
         self._begin(len(x))  # backward's threads, too
         running = (self.state.buffers if self.running is None else self.running).copy()
         self._training.forward(x, first_row, out, self._threads(len(x), _FORWARD), running)
-        self.running = running
+        self.running = running if running.size else None  # else the fast path would have to ask which it is
         self._training.pending = x, first_row
         return out
 
