@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* [dense] [norm] [activation] [dropout]; laid out by fastbatch/plan.py, STAGE_FIELDS in the same order. */
+/* [dense] [norm] [activation] [dropout]; laid out by fastbatch/arena.py, STAGE_FIELDS in the same order. */
 typedef struct fb_stage {
     int64_t inputs, outputs;
     int64_t w, b;              /* into the parameters; b lies right behind w, as row I of it */

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .plan import Arena
+from .arena import Arena
 from .protocol import PerSample
 
 _Reals = NDArray[np.floating[Any]]

@@ -148,7 +148,7 @@ cdef class Network:
         `labels` (rows,) int64 is room for those of a step on the fast path.
         """
         if arena.stages.itemsize != sizeof(fb_stage):
-            raise ValueError("fb_stage of csrc/fastbatch.h and STAGE_FIELDS of plan.py differ")
+            raise ValueError("fb_stage of csrc/fastbatch.h and STAGE_FIELDS of arena.py differ")
         self.held_in_arena = (arena.stages, memory, labels)
         self.net.stages = <const fb_stage *>_data(arena.stages)
         self.net.stage_count = len(arena.stages)

@@ -21,8 +21,9 @@ import oracle
 from test_math import flushed, sweep
 
 from fastbatch import _native, ops
+from fastbatch.arena import training_arena
 from fastbatch.backends import get, native
-from fastbatch.plan import Segment, training_arena
+from fastbatch.plan import Segment
 from fastbatch.program import ComposedProgram
 from fastbatch.protocol import Sums
 

@@ -11,7 +11,7 @@ import oracle
 import pytest
 from cases import OPTIMIZERS, SUBJECTS, NetCase, few_nets, parametrize
 
-from fastbatch.plan import training_arena
+from fastbatch.arena import training_arena
 from fastbatch.program import ComposedProgram
 from fastbatch.protocol import Feed, PerSample, State, Sums
 

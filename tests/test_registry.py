@@ -13,7 +13,8 @@ from cases import DTYPES, FUSED, LOSS_NAMES, OPTIMIZERS, SHORT, SUBJECTS, loss_v
 
 import fastbatch as fb
 from fastbatch import ops
-from fastbatch.plan import STAGE_FIELDS, Plan, Stage
+from fastbatch.arena import STAGE_FIELDS
+from fastbatch.plan import Plan, Stage
 
 ROOT = Path(__file__).parents[1]
 OPS = ROOT / "csrc" / "ops"
@@ -79,7 +80,7 @@ def test_stage_layout_agrees():
     body = re.search(r"typedef struct fb_stage \{(.*?)\} fb_stage;", text, re.DOTALL)[1]
     body = re.sub(r"/\*.*?\*/", "", body, flags=re.DOTALL)
     declared = [name.strip() for line in re.findall(r"(?:int64_t|double) ([^;]+);", body) for name in line.split(",")]
-    assert tuple(declared) == STAGE_FIELDS, "fastbatch/plan.py: STAGE_FIELDS, csrc/fastbatch.h: fb_stage"
+    assert tuple(declared) == STAGE_FIELDS, "fastbatch/arena.py: STAGE_FIELDS, csrc/fastbatch.h: fb_stage"
     assert not re.sub(r"(int64_t|double) [^;]+;", "", body).strip()
 
 

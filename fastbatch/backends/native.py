@@ -10,8 +10,9 @@ from functools import cache
 import numpy as np
 
 from .. import _native, memory, ops, threads
+from ..arena import inference_arena, training_arena
 from ..errors import ArgumentError, BackendError, DivergenceError, did_you_mean
-from ..plan import Plan, Segment, inference_arena, training_arena
+from ..plan import Plan, Segment
 from ..protocol import Feed, PerSample, State, Sums
 
 __all__ = ["FusedProgram", "Native"]
