@@ -19,7 +19,7 @@ from helpers import BACKENDS, OUTPUTS, assert_same_bits, assert_same_trainer, ma
 
 import fastbatch as fb
 from fastbatch.data.orders import epoch_order
-from fastbatch.ops import optimizers
+from fastbatch.ops import adam
 from fastbatch.training import fit as fit_module
 from fastbatch.training.door import fit_data
 
@@ -233,7 +233,7 @@ def test_ctrl_c_inside_the_update_of_the_reference(monkeypatch):
         signal.raise_signal(signal.SIGINT)
         return math.sqrt(value)
 
-    monkeypatch.setattr(optimizers, "math", types.SimpleNamespace(sqrt=sqrt))
+    monkeypatch.setattr(adam, "math", types.SimpleNamespace(sqrt=sqrt))
     with pytest.raises(KeyboardInterrupt):
         trainer.step(x, y)
     monkeypatch.undo()
