@@ -67,7 +67,7 @@ int64_t fb_first_trained(const fb_network *net)
     for (int64_t i = 0; i < net->stage_count; i++) {
         const fb_stage *s = &net->stages[i];
         if (s->w >= 0 && (segment_at(net, s->w) || (s->b >= 0 && segment_at(net, s->b)))) return i;
-        if (s->gamma >= 0 && segment_at(net, s->gamma)) return i; /* beta is updated with it */
+        if (s->gamma >= 0 && (segment_at(net, s->gamma) || segment_at(net, s->beta))) return i;
     }
     return net->stage_count;
 }

@@ -65,7 +65,7 @@ _ROWS_OF_SOURCES = {np.dtype(name).str[1:]: row for row, name in enumerate(sourc
 cdef class Network:
     """An fb_network and references to the memory it points into."""
     cdef fb_network net
-    cdef object held, held_in_arena
+    cdef object held, held_in_arena, held_of_update
     cdef object held_scale
     cdef fb_input as_it_lies  # rows of elements
     cdef const fb_input *input_of_rows  # the same, or NULL without a scale
@@ -101,7 +101,7 @@ cdef class Network:
 
         `objective`: as in csrc/fastbatch.h.
         """
-        self.held = (parameters, slots, buffers, steps, per_output, segments, norms, units)
+        self.held = (parameters, slots, buffers, steps, per_output, units)
         self.as_it_lies.kind = _ROWS_OF_SOURCES[parameters.dtype.str[1:]]
         self.as_it_lies.size = self.as_it_lies.step = parameters.itemsize
         self.as_it_lies.scale = self.as_it_lies.shift = NULL
@@ -118,16 +118,12 @@ cdef class Network:
         self.net.steps = <int64_t *>_data(steps)
         self.net.seed = seed
         self.net.loss = _loss(loss, loss_parameter, per_output, divisors)
-        self.net.segments = _segments(segments)
-        self.net.segment_count = len(segments)
-        self.net.uniform = uniform
-        self.net.norms = <double *>_data(norms)
+        self.update_by(segments, uniform, norms, columns_held)
         if units is not None and units.itemsize != sizeof(fb_unit):
             raise ValueError("fb_unit of csrc/fastbatch.h and UNIT_DTYPE of native.py differ")
         self.net.units = <fb_unit *>_data(units)
         self.net.unit_count = 0 if units is None else len(units)
         self.net.max_norm, self.net.clip_value = max_norm, clip_value
-        self.net.columns_held = columns_held
         self.net.objective = objective
         self.inputs = inputs
         self.outputs = outputs
@@ -141,6 +137,15 @@ cdef class Network:
         self.lock = lock
         self.spares = []
         self.threads_used = 1
+
+    def update_by(self, segments, bint uniform, norms, bint columns_held):
+        """What updates which parameters from now on; no call may be running."""
+        self.net.segments = _segments(segments)
+        self.net.segment_count = len(segments)
+        self.net.uniform = uniform
+        self.net.norms = <double *>_data(norms)
+        self.net.columns_held = columns_held
+        self.held_of_update = segments, norms
 
     def place(self, arena, memory, labels):
         """Lay the network out as `arena` says: in `memory`, or for predict in memory of each call.

@@ -17,6 +17,7 @@ from .errors import ArgumentError, DataError, DTypeError, ShapeError, as_float
 __all__ = [
     "DTYPES",
     "SOURCES",
+    "as_array",
     "as_dtype",
     "as_given",
     "as_inputs",
@@ -35,6 +36,7 @@ __all__ = [
     "first_nonfinite",
     "flag",
     "fraction",
+    "is_foreign",
     "labels_of",
     "leave_out",
     "limit",
@@ -58,24 +60,41 @@ _SOURCE_DTYPES = frozenset(map(np.dtype, SOURCES))
 _SCAN = 1 << 19
 
 
-def _as_array(value, where: str) -> Array:
+def as_array(value, where: str) -> Array:
+    """`value` as an array: itself, or a view of a tensor or array of another library on the CPU.
+
+    Raises
+    ------
+    ShapeError, DTypeError, DataError
+        For ragged rows, what cannot be looked at from here, and masked entries.
+    """
     if type(value) is np.ndarray:
         return value
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise DataError(f"{where}: expected no masked entries, got {np.ma.count_masked(value)}")
-    if hasattr(value, "__array__"):
-        return np.asarray(value)
-    if hasattr(value, "__dlpack__"):
-        return np.from_dlpack(value)
+    try:
+        if type(value).__module__ == "torch":  # its __array__ calls this, and takes a third longer
+            return value.numpy()
+        if hasattr(value, "__array__"):
+            return np.asarray(value)
+        if hasattr(value, "__dlpack__"):
+            return np.from_dlpack(value)
+    except (RuntimeError, TypeError, BufferError) as error:  # a tensor on another device, or with a gradient
+        raise DTypeError(f"{where}: expected what NumPy can look at, got {type(value).__name__}: {error}") from error
     try:
         return np.asarray(value)
     except ValueError as error:
         raise ShapeError(f"{where}: expected a rectangular array, got rows of different lengths") from error
 
 
+def is_foreign(value) -> bool:
+    """Whether this is a tensor or array of another library, to be looked at as it lies."""
+    return hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray)
+
+
 def as_real(value, where: str) -> Array:
     """`value` as an array of a real or integer dtype; ShapeError for ragged rows, DTypeError for anything else."""
-    array = _as_array(value, where)
+    array = as_array(value, where)
     if array.dtype.kind not in "fiub":
         raise DTypeError(f"{where}: expected a real or integer dtype, got {_kind(value, array)}")
     return array
@@ -158,7 +177,7 @@ def as_order(value, rows: int, where: str) -> Array:
     ------
     ShapeError, DTypeError, DataError
     """
-    array = _as_array(value, where)
+    array = as_array(value, where)
     if array.dtype.kind not in "iu":
         raise DTypeError(f"{where}: expected indices of an integer dtype, got {array.dtype}")
     if array.ndim != 1 or len(array) == 0:
@@ -201,7 +220,7 @@ def as_targets(value, loss: ops.Loss, rows: int, outputs: int, dtype: str, where
     DataError
         For labels outside 0 .. O-1, floats that are not whole numbers, or numbers outside the range of the loss.
     """
-    array = _as_array(value, where)
+    array = as_array(value, where)
     if loss.targets == "classes" and array.dtype.kind in "OSUT":
         raise DTypeError(
             f"{where}: expected integer labels for {loss.name}, got {array.dtype}; "
@@ -406,7 +425,7 @@ def check_finite(array: Array, where: str, given=None, dtype: str | None = None)
     if index is None:
         return
     place = _place(index)
-    before = array if given is None else _as_array(given, where)
+    before = array if given is None else as_array(given, where)
     value = before[index] if before.shape == array.shape else array[index]
     if np.isfinite(value):
         raise DataError(f"{where}: expected numbers that {dtype or array.dtype} can hold, got {value} in {place}")

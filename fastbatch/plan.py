@@ -131,36 +131,48 @@ class Plan:
         return self.optimizer.slots
 
     @cached_property
+    def tensors(self) -> tuple[tuple[str, int, int, int], ...]:
+        """Of every tensor of parameters, in order: its name in files of models, its dense layer, begin and end."""
+        found, dense, norms = [], 0, 0
+        for stage in self.stages:
+            if stage.w is not None:
+                found.append((f"{dense}.w", dense, stage.w, stage.w + stage.inputs * stage.outputs))
+                if stage.b is not None:
+                    found.append((f"{dense}.b", dense, stage.b, stage.b + stage.outputs))
+                dense += 1
+            if stage.norm is not None:
+                layer = max(dense - 1, 0)  # a norm goes with the dense layer before it, or the first
+                for name, start in (("gamma", stage.norm.gamma), ("beta", stage.norm.beta)):
+                    found.append((f"norm{norms}.{name}", layer, start, start + stage.outputs))
+                norms += 1
+        return tuple(found)
+
+    @cached_property
+    def settings(self) -> dict[str, tuple[ops.Optimizer, float] | None]:
+        """Of each tensor by name the description of its update and its factor of the rate; None where frozen."""
+        return self.optimizer.settings({name: layer for name, layer, *_ in self.tensors})
+
+    @cached_property
     def segments(self) -> tuple[Segment, ...]:
         """What updates which parameters, in order; frozen ones are in none. One per tensor where norms are taken."""
         found: list[Segment] = []
-        settings = self.optimizer.settings(sum(stage.has_dense for stage in self.stages))
-        layer = -1
-        for stage in self.stages:
-            layer += stage.has_dense
-            setting = settings[max(layer, 0)]  # a norm goes with the dense layer before it, or the first
+        for name, _, begin, end in self.tensors:
+            setting = self.settings[name]
             if setting is None:
                 continue
             row, factor = setting
-            parts = []
-            if stage.w is not None:
-                parts.append(Segment(stage.w, stage.w + stage.inputs * stage.outputs, row, factor))
-            norm = () if stage.norm is None else (stage.norm.gamma, stage.norm.beta)
-            for start in (stage.b, *norm):
-                if start is not None:
-                    parts.append(Segment(start, start + stage.outputs, row.of_bias(), factor))
-            for part in parts:
-                last = found[-1] if found else None
-                if last and not row.normed and replace(last, begin=part.begin, end=part.end) == part:
-                    part = replace(part, begin=found.pop().begin) if last.end == part.begin else part
-                found.append(part)
+            part = Segment(begin, end, row if name.endswith(".w") else row.of_bias(), factor)
+            last = found[-1] if found else None
+            if last and not row.normed and last.end == begin and replace(last, begin=begin, end=end) == part:
+                part = replace(part, begin=found.pop().begin)
+            found.append(part)
         return tuple(found)
 
     @cached_property
     def column_limits(self) -> tuple[float | None, ...]:
         """Of each stage the norm that an update holds the columns of w to; None without one, and where w is frozen."""
-        settings = iter(self.optimizer.settings(sum(stage.has_dense for stage in self.stages)))
-        found = [next(settings) if stage.has_dense else None for stage in self.stages]
+        weights = iter([name for name, *_ in self.tensors if name.endswith(".w")])
+        found = [self.settings[next(weights)] if stage.has_dense else None for stage in self.stages]
         return tuple(None if setting is None else setting[0].max_norm for setting in found)
 
     @property
@@ -237,7 +249,7 @@ def make_plan(
         elif isinstance(layer, Dropout):
             stages[-1] = replace(stages[-1], threshold=ops.random.dropout_threshold(layer.rate), layer=index)
     plan = Plan(tuple(stages), model.dtype, loss, optimizer, offset, precision, max_norm, clip_value)
-    optimizer.settings(sum(stage.has_dense for stage in stages))  # complains about layers that are not there
+    _ = plan.segments  # complains about layers and tensors that are not there
     return plan
 
 

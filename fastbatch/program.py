@@ -14,7 +14,7 @@ import numpy as np
 
 from . import ops
 from .backends import default_name, select
-from .checks import as_given, as_rows, count, weight_unit
+from .checks import as_array, as_given, as_rows, count, is_foreign, weight_unit
 from .errors import ArgumentError, DivergenceError
 from .model import Sequential
 from .plan import Norm, Plan, Stage, make_plan
@@ -54,6 +54,9 @@ class ComposedProgram:
 
     def scale_inputs(self, scale: Array | None, shift: Array | None) -> None:
         self._scale, self._shift = scale, shift
+
+    def retune(self, plan: Plan) -> None:
+        self.plan = plan
 
     def _affine(self, stage: Stage, flat: Array) -> tuple[Array, Array | None]:
         i, o = stage.inputs, stage.outputs
@@ -445,6 +448,8 @@ def predict(model: Sequential, X, batch_size: int | None = None, validate: bool 
     """See :meth:`fastbatch.Sequential.predict`."""
     if batch_size is None:
         outputs = _inference_program(model).fast_predict(X)
+        if outputs is None and validate and is_foreign(X):
+            outputs = _inference_program(model).fast_predict(as_array(X, "X"))
         if outputs is not None:
             return outputs
     if validate:

@@ -213,6 +213,12 @@ class Program(Protocol):
         Everything below does, the fast path included. No forward may be waiting for its backward.
         """
 
+    def retune(self, plan: Plan) -> None:
+        """Update as `plan` says from now on: another optimizer with the same slots is all that may differ.
+
+        No forward may be waiting for its backward.
+        """
+
     def run(self, feed: Feed, first: int, last: int, lrs: Array, budget: float, sums: Sums) -> int:
         """Make the updates `first` to `last` (exclusive) of one pass over `feed`, at the learning rates `lrs`.
 

@@ -35,7 +35,7 @@ def _with_torch(trainer, x, y, batch, epochs):
     """Norms before clipping, in torch in float64, whose module is trained beside `trainer`; and its parameters."""
     torch = pytest.importorskip("torch")
     layers = []
-    settings = trainer.optimizer.settings(len(trainer.model.weights))
+    settings = [trainer._plan.settings[f"{layer}.w"] for layer in range(len(trainer.model.weights))]
     for (w, b), setting in zip(trainer.model.weights, settings, strict=True):
         layers += [torch.nn.Linear(*w.shape, dtype=torch.float64), torch.nn.Tanh()]
         layers[-2].requires_grad_(setting is not None)

@@ -24,7 +24,12 @@ from fastbatch.schedules import SCHEDULES
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
-NEEDS = {"docs/training.md": ("matplotlib", "pandas"), "docs/migrating.md": ("sklearn",)}
+NEEDS = {
+    "docs/training.md": ("matplotlib", "pandas"),
+    "docs/migrating.md": ("sklearn",),
+    "docs/migrating_torch.md": ("torch",),
+    "docs/migrating_keras.md": ("keras",),
+}
 WITHOUT_EXAMPLE = {"docs/README.md": "a list of the others", "docs/accuracy.md": "generated"}
 LINKED = [*PAGES, *map(ROOT.joinpath, ("CONTRIBUTING.md", "DESIGN.md", "tests/README.md", "examples/README.md"))]
 
@@ -74,6 +79,7 @@ def run(text: str, name: str) -> list[str]:
     return wrong
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' own, on torch
 @pytest.mark.parametrize("name", [name for name in TEXTS if name not in WITHOUT_EXAMPLE])
 def test_examples_print_what_the_page_shows(name, tmp_path, monkeypatch):
     for module in NEEDS.get(name, ()):

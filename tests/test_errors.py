@@ -721,6 +721,7 @@ UNKNOWN_KEYWORDS = {
     "Trainer.save": (lambda **k: TRAINER.save(**k), {"pth": "path"}),
     "Trainer.load": (lambda **k: fb.Trainer.load("x", **k), {"custm": "custom"}),
     "Trainer.resume": (lambda **k: TRAINER.resume(X, Y, **k), {"callback": "callbacks", "epochs": None}),
+    "Trainer.retune": (lambda **k: TRAINER.retune(**k), {"optimiser": "optimizer"}),
     "model.save": (lambda **k: MODEL.save(**k), {"pth": "path"}),
     "model.set_weights": (lambda **k: MODEL.set_weights(**k), {"weight": "weights"}),
     "load": (lambda **k: fb.load(**k), {"pth": "path"}),

@@ -241,9 +241,17 @@ WRONG = {
     "factor": (lambda: fb.SGD(groups={0: {"lr_factor": -1}}), ["lr_factor", "-1"]),
     "not a dict": (lambda: fb.SGD(groups=[{"lr": 1}]), ["groups=): expected a dict of layer indices"]),
     "not of dicts": (lambda: fb.SGD(groups={0: 0.1}), ["groups=): expected a dict of layer indices"]),
-    "not a layer": (lambda: fb.SGD(groups={"0": {}}), ["groups=): expected a dict of layer indices"]),
+    "not a layer": (lambda: fb.SGD(groups={0.5: {}}), ["groups=): expected a dict of layer indices"]),
     "frozen number": (lambda: fb.SGD(frozen=0), ["frozen=): expected indices"]),
-    "frozen name": (lambda: fb.SGD(frozen=["0"]), ["frozen=): expected indices"]),
+    "frozen name": (lambda: fb.SGD(frozen="0.b"), ["frozen=): expected indices"]),
+    "no such tensor": (
+        lambda: fb.Trainer(_model(), "mse", fb.SGD(frozen=["3.w"])),
+        ["SGD(frozen=)", "0.b, 0.w", "3.w"],
+    ),
+    "no group's tensor": (
+        lambda: fb.Trainer(_model(), "mse", fb.SGD(groups={"norm0.gamma": {}})),
+        ["SGD(groups=)", "norm0.gamma"],
+    ),
     "no such layer": (lambda: fb.Trainer(_model(), "mse", fb.SGD(frozen=[3])), ["SGD(frozen=)", "-3 .. 2", "got 3"]),
     "no such group": (lambda: fb.Trainer(_model(), "mse", fb.SGD(groups={-4: {}})), ["SGD(groups=)", "got -4"]),
     "twice": (lambda: fb.Trainer(_model(), "mse", fb.SGD(groups={0: {}, -3: {}})), ["layer 0 is there twice"]),
@@ -312,3 +320,105 @@ def test_fifty_updates_by_the_formula(backend, name):
     row, formula = PAPERS[name]
     assert _fifty(row, formula, backend, "float32") < (1e-3 if name == "lion" else BOUND["float32"])
     assert _fifty(row, formula, "reference", "float64") < BOUND["float64"]
+
+
+# -- settings of single tensors, and other settings in the middle ------------------------------------------------------
+
+
+@backends
+@pytest.mark.parametrize("fused", [True, False], ids=["step", "update"])
+def test_groups_of_tensors_come_on_top_of_those_of_layers(backend, fused):
+    """Each tensor moves as it would if its settings were those of all; what is frozen by name stays."""
+    x, y = _data((4, 3), rows=BATCH)
+    names = ("0.w", "0.b", "norm0.gamma", "norm0.beta", "1.w", "1.b")
+
+    def moved(optimizer):
+        model = fb.Sequential([fb.Dense(7, "tanh"), fb.LayerNorm(), fb.Dense(3)], input_size=4)
+        model.parameters[:] = np.random.default_rng(0).uniform(0.5, 1.5, model.num_parameters)
+        before = model.parameters.copy()
+        trainer = fb.Trainer(model, "mse", optimizer, backend=backend)
+        if fused:
+            trainer.step(x, y)
+        else:
+            trainer.forward(x)
+            trainer.backward(y / BATCH)
+            trainer.update()
+        (w, b), (gamma, beta), (v, c) = model.weights[0], model.norms[0], model.weights[1]
+        shapes = dict(zip(names, (part.size for part in (w, b, gamma, beta, v, c))))
+        return dict(zip(names, np.split(model.parameters - before, np.cumsum(list(shapes.values()))[:-1])))
+
+    own = {
+        0: {"lr_factor": 2.0, "weight_decay": 0.1},
+        "0.b": {"weight_decay": 0.5},
+        "norm0.beta": {"lr_factor": 0.25},
+        "1.w": {"lr_factor": 0.5},
+    }
+    got = moved(fb.SGD(lr=0.1, groups=own, frozen=("norm0.gamma", "1.b")))
+    alone = {
+        "0.w": fb.SGD(lr=0.2, weight_decay=0.1),
+        "0.b": fb.SGD(lr=0.2, weight_decay=0.5),
+        "norm0.beta": fb.SGD(lr=0.025, weight_decay=0.1),
+        "1.w": fb.SGD(lr=0.05),
+    }
+    for name, optimizer in alone.items():
+        assert difference(got[name], moved(optimizer)[name]) < 1e-5, name
+    assert not got["norm0.gamma"].any()
+    assert not got["1.b"].any()
+    first = moved(fb.SGD(lr=0.1, frozen=tuple(name for name in names if name != "norm0.beta")))  # nothing below it
+    assert [name for name in names if first[name].any()] == ["norm0.beta"]
+
+
+@backends
+@sizes
+@pytest.mark.parametrize("name", EVERY)
+def test_a_trainer_goes_on_with_other_settings(backend, sizes, name):
+    """Retuned is as made anew with these settings, on the same parameters, state and count."""
+    row = ops.OPTIMIZERS[name](lr=1e-2)
+    row = replace(row, momentum=0.9) if name == "sgd" else row
+    other = replace(row, lr=3e-3, weight_decay=0.1, l1=1e-3, groups={"0.b": {"lr_factor": 3.0}}, frozen=(1,))
+    retuned, new = (_trained(row, backend, sizes) for _ in range(2))
+    retuned.retune(other)
+    assert retuned.optimizer == other
+    anew = fb.Trainer(new.model, "mse", other, backend=backend)
+    anew.slots[:], anew._steps[:] = new.slots, new.steps
+    x, y = _data(sizes, rows=BATCH)
+    for trainer in (retuned, anew):
+        trainer.step(x, y)
+        trainer.fit(x, y, shuffle=False, verbose=0)
+    assert_same_bits(retuned.model.parameters, anew.model.parameters)
+    assert_same_bits(retuned.slots, anew.slots)
+    twin = copy.deepcopy(retuned)
+    assert twin.step(x, y) == retuned.step(x, y)
+    assert_same_bits(twin.model.parameters, retuned.model.parameters)
+
+
+def test_retune_refuses_another_state():
+    trainer = _trained(fb.SGD(lr=0.1), "reference")
+    for wrong, words in (
+        (fb.Adam(), "with the state of SGD"),
+        ("adam", "an Optimizer, got str"),
+        (fb.SGD(frozen=(7,)), "got 7"),
+    ):
+        before = trainer.optimizer
+        with pytest.raises(fb.ArgumentError, match=words):
+            trainer.retune(wrong)
+        assert trainer.optimizer is before
+
+
+@backends
+@sizes
+def test_a_limit_on_columns_comes_and_goes(backend, sizes):
+    """It is not in the table of updates: the network is laid out anew, also between a forward and its backward."""
+    trainer, x = _trained(fb.SGD(lr=0.1), backend, sizes), _data(sizes, rows=BATCH)[0]
+    y = np.zeros((BATCH, sizes[-1]), np.float32)
+    norms = np.linalg.norm(trainer.model.weights[1][0], axis=0)
+    trainer.forward(x)
+    trainer.retune(fb.SGD(lr=0.0, max_norm=0.1))
+    with pytest.raises(fb.ArgumentError, match="expected a forward"):
+        trainer.backward(y)
+    trainer.step(x, y)
+    assert np.allclose(np.linalg.norm(trainer.model.weights[1][0], axis=0), np.minimum(norms, 0.1), rtol=1e-5)
+    trainer.model.weights[1][0][:] = 1
+    trainer.retune(fb.SGD(lr=0.0))
+    trainer.step(x, y)
+    assert (trainer.model.weights[1][0] == 1).all()

@@ -334,6 +334,15 @@ class FusedProgram:
         for network in (self._training, self._inference):
             network.scale_inputs(scale, shift)
 
+    def retune(self, plan: Plan) -> None:
+        table, norms = _segments(plan.segments), _norms(plan)
+        for network in (self._training, self._inference):
+            network.update_by(table, plan.is_uniform, norms, any(plan.column_limits))
+        before, self.plan = self.plan, plan
+        if plan.column_limits != before.column_limits and self._rows > 0:  # they are in the table of stages
+            rows, self._rows = self._rows, 0
+            self._reserve(rows, self._threads_reserved)
+
     @property
     def running(self) -> Array | None:
         return self._training.running  # where the fast path sees it

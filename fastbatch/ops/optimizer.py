@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import ArgumentError, as_float, did_you_mean
+from ..errors import ArgumentError, as_float, did_you_mean, unknown_name
 from ..schedules import Schedule
 from .semantics import check_semantics
 
@@ -37,11 +37,12 @@ class Optimizer:
         L1 penalty: ``l1 * sign(p)`` is added to the gradient, with sign(0) = 0. Coupled in every optimizer.
     decay_bias : bool, default True
         Whether weight_decay and l1 hold for biases, too.
-    frozen : sequence of int, default ()
+    frozen : sequence of int or str, default ()
         Layers that are not updated and whose slots do not change. A layer is its index in ``model.weights``, negative
-        from the end.
-    groups : dict of int to dict, default {}
-        Settings of single layers: ``{0: {"lr": 1e-4}, -1: {"weight_decay": 0}}``. Any number of the optimizer that does
+        from the end. A single tensor is its name in files of models: "0.w", "0.b", "norm0.gamma", "norm0.beta".
+    groups : dict of int or str to dict, default {}
+        Settings of single layers: ``{0: {"lr": 1e-4}, -1: {"weight_decay": 0}}``. Those of a tensor, by its name, come
+        on top of its layer's: ``{"0.b": {"weight_decay": 0}}``. Any number of the optimizer that does
         not change what its slots are, and ``lr_factor``, which multiplies the optimizer's rate, also that of a
         schedule. ``lr`` is another way to say that, beside an lr that is a number; it is kept as the factor.
     max_norm : float, optional
@@ -62,8 +63,8 @@ class Optimizer:
     lr: float | Schedule = 1e-3
     l1: float = field(default=0.0, kw_only=True)
     decay_bias: bool = field(default=True, kw_only=True)
-    frozen: tuple[int, ...] = field(default=(), kw_only=True)
-    groups: dict[int, dict[str, Any]] = field(default_factory=dict, kw_only=True, hash=False)
+    frozen: tuple[int | str, ...] = field(default=(), kw_only=True)
+    groups: dict[int | str, dict[str, Any]] = field(default_factory=dict, kw_only=True, hash=False)
     max_norm: float | None = field(default=None, kw_only=True)
     semantics: str = field(default="torch", kw_only=True)
 
@@ -91,8 +92,12 @@ class Optimizer:
             ):
                 self._refuse("betas", "a pair of numbers in [0, 1)")
         check_semantics(type(self).__name__, self.semantics)
-        if not isinstance(self.frozen, Iterable) or not all(map(_is_layer, self.frozen)):
-            self._refuse("frozen", "indices of layers, such as (0, 1)")
+        if (
+            isinstance(self.frozen, str)
+            or not isinstance(self.frozen, Iterable)
+            or not all(map(_is_layer, self.frozen))
+        ):
+            self._refuse("frozen", "indices of layers or names of tensors, such as (0, 1) or ('0.b',)")
         object.__setattr__(self, "frozen", tuple(self.frozen))
         self._check_groups()
 
@@ -101,11 +106,12 @@ class Optimizer:
         if not isinstance(groups, dict) or not all(
             _is_layer(layer) and isinstance(values, dict) for layer, values in groups.items()
         ):
-            self._refuse("groups", "a dict of layer indices to dicts, such as {0: {'lr': 1e-4}}")
+            self._refuse("groups", "a dict of layer indices or names of tensors to dicts, such as {0: {'lr': 1e-4}}")
         allowed = [each.name for each in fields(self) if each.name not in _OF_ALL_LAYERS] + ["lr", "lr_factor"]
         found = {}
+        seen: list[dict[str, Any]] = []  # many tensors may share their settings, and a description takes 10 us
         for layer, values in groups.items():
-            where = f"{type(self).__name__}(groups={{{layer}: ...}})"
+            where = f"{type(self).__name__}(groups={{{layer!r}: ...}})"
             for name in values:
                 if name not in allowed:
                     raise ArgumentError(f"{where}: {name!r} is not a setting of a layer{did_you_mean(name, allowed)}")
@@ -118,6 +124,9 @@ class Optimizer:
             if not 0 <= as_float(factor) < math.inf:
                 raise ArgumentError(f"{where}: expected an lr_factor that is a finite number >= 0, got {factor!r}")
             found[layer] = own
+            if own in seen:
+                continue
+            seen.append(own)
             row = self._with(own)
             if (row.rule, row.slots) != (self.rule, self.slots):
                 raise ArgumentError(f"{where}: expected settings under which the slots stay the same, got {values}")
@@ -145,33 +154,50 @@ class Optimizer:
         if getattr(self, name) == 0:
             self._refuse(name, "a finite number > 0")
 
-    def settings(self, layers: int) -> list[tuple[Optimizer, float] | None]:
-        """Of each of `layers` layers the description of its update and its factor of the rate; None where frozen.
+    def settings(self, tensors: Mapping[str, int]) -> dict[str, tuple[Optimizer, float] | None]:
+        """Of each tensor the description of its update and its factor of the rate; None where frozen.
+
+        Parameters
+        ----------
+        tensors : mapping of str to int
+            The names of the model's tensors, and the index of the layer that each of them goes with.
 
         Raises
         ------
         ArgumentError
-            For a layer that is not there, or that has two groups.
+            For a layer or tensor that is not there, or that has two groups.
         """
-        found: list[tuple[Optimizer, float] | None]
+        layers = 1 + max(tensors.values())
+        frozen = {self._found("frozen", key, layers, tensors) for key in self.frozen}
+        own: dict[int | str, dict[str, Any]] = {}
+        for key, values in self.groups.items():
+            place = self._found("groups", key, layers, tensors)
+            if place in own:
+                raise ArgumentError(f"{type(self).__name__}(groups=): layer {place} is there twice")
+            own[place] = values
         plain = replace(self, groups={}, frozen=()) if self.groups or self.frozen else self
-        found = [(plain, 1.0)] * layers
-        seen = set()
-        for name, indices in (("groups", tuple(self.groups)), ("frozen", self.frozen)):
-            for index in indices:
-                if not -layers <= index < layers:
-                    raise ArgumentError(
-                        f"{type(self).__name__}({name}=): expected layers in {-layers} .. {layers - 1}, the dense "
-                        f"layers of the model, got {index}"
-                    )
-                if name == "frozen":
-                    found[index] = None
-                    continue
-                if index % layers in seen:
-                    raise ArgumentError(f"{type(self).__name__}(groups=): layer {index % layers} is there twice")
-                seen.add(index % layers)
-                found[index] = self._with(self.groups[index]), float(self.groups[index].get("lr_factor", 1.0))
+        made: dict[tuple[Any, ...], tuple[Optimizer, float]] = {}  # tensors of equal settings share a description
+        found: dict[str, tuple[Optimizer, float] | None] = {}
+        for name, layer in tensors.items():
+            values = {**own.get(layer, {}), **own.get(name, {})}
+            same = tuple(values.items())
+            if same not in made:
+                made[same] = (self._with(values) if values else plain), float(values.get("lr_factor", 1.0))
+            found[name] = None if frozen & {layer, name} else made[same]
         return found
+
+    def _found(self, where: str, key: int | str, layers: int, tensors: Mapping[str, int]) -> int | str:
+        """`key` of ``groups`` or ``frozen`` as one of the model's layers, from 0, or names."""
+        if isinstance(key, str):
+            if key not in tensors:
+                raise unknown_name(f"{type(self).__name__}({where}=)", key, tensors)
+            return key
+        if not -layers <= key < layers:
+            raise ArgumentError(
+                f"{type(self).__name__}({where}=): expected layers in {-layers} .. {layers - 1}, the dense "
+                f"layers of the model, got {key}"
+            )
+        return key % layers
 
     def of_bias(self) -> Optimizer:
         """What updates a bias. scikit-learn never decays them."""
@@ -248,4 +274,4 @@ def _is_limit(value: object) -> bool:
 
 
 def _is_layer(index: object) -> bool:
-    return isinstance(index, Integral) and not isinstance(index, bool)
+    return isinstance(index, (Integral, str)) and not isinstance(index, bool)

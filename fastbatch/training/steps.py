@@ -82,6 +82,8 @@ class Steps:
             lr = self.optimizer.lr  # looked at here, so that a plain number does not pay for a call
             rate = self._lr_factor * lr if type(lr) is float else self._rate(self.steps)
             loss = self._program.fast_step(x, y, rate)
+            if loss is None and checks.is_foreign(x):
+                loss = self._program.fast_step(checks.as_array(x, "x"), checks.as_array(y, "y"), rate)
             if loss is not None:
                 return loss
         with self._busy:

@@ -99,6 +99,8 @@ class Trainer(Steps):
         Every method of the trainer that takes inputs trains on or predicts from ``x * scale + shift``. Set by `fit`, or
         by hand to a pair of numbers or arrays; ``model.predict`` and a saved model do not know of it, but for
         :meth:`fold_input_scale`.
+    slots : (S, N) ndarray
+        State of the optimizer, as live as ``model.parameters`` and laid out like them.
     threads_used : int
         Threads that the last fit or step ran on.
     tile_rows : int
@@ -188,7 +190,7 @@ class Trainer(Steps):
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in FIXED and name in self.__dict__ and not (name == "optimizer" and self._differs_in_lr(value)):
-            hint = " (its lr may change: dataclasses.replace(trainer.optimizer, lr=...))" if name == "optimizer" else ""
+            hint = " (trainer.retune takes other settings of the same rule)" if name == "optimizer" else ""
             own, got = ("a model" if isinstance(v, Sequential) else repr(v) for v in (getattr(self, name), value))
             raise ArgumentError(
                 f"trainer.{name}: expected what the trainer was made with, {own}, got {got}; "
@@ -265,6 +267,40 @@ class Trainer(Steps):
                 b += (shift @ w).astype(b.dtype)
             w *= scale[:, None].astype(w.dtype)
             self._scale(None)
+
+    @property
+    def slots(self) -> Array:
+        return self._slots
+
+    @named_keywords
+    def retune(self, optimizer: ops.Optimizer) -> None:
+        """Go on with other settings of the optimizer, in the middle of training: its state and `steps` stay.
+
+        Parameters
+        ----------
+        optimizer : Optimizer
+            Of the same update rule: ``dataclasses.replace(trainer.optimizer, weight_decay=0.1)``. Every number may
+            differ, `lr`, `groups` and `frozen`, too.
+
+        Raises
+        ------
+        ArgumentError
+            When its state would be another, or it names a layer that the model lacks. Nothing has been changed then.
+        """
+        with self._busy:
+            if not isinstance(optimizer, ops.Optimizer):
+                raise ArgumentError(f"retune: expected an Optimizer, got {type(optimizer).__name__}")
+            if self.semantics != "torch":
+                optimizer = replace(optimizer, semantics=self.semantics)
+            if (optimizer.rule, optimizer.slots) != (self.optimizer.rule, self.optimizer.slots):
+                raise ArgumentError(
+                    f"retune: expected an optimizer with the state of {self.optimizer}, got {optimizer}; a new Trainer "
+                    "begins with another"
+                )
+            plan = make_plan(self.model, self.loss, optimizer, self.precision, self.max_grad_norm, self.clip_value)
+            self._program.retune(plan)
+            self._plan, self._forward_shape = plan, None
+            super().__setattr__("optimizer", optimizer)
 
     # -- whole fits ----------------------------------------------------------------------------------------------------
 
@@ -538,6 +574,8 @@ class Trainer(Steps):
             When X is not a real (n, I) array.
         """
         outputs = self._program.fast_predict(X)
+        if outputs is None and checks.is_foreign(X):
+            outputs = self._program.fast_predict(checks.as_array(X, "X"))
         if outputs is not None:
             return outputs
         return predict_rows(self._program, inputs_of(self.model, X, "X", empty=True), self.model)

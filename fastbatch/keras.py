@@ -1,0 +1,439 @@
+"""Keras: its models to and from fastbatch's, and what compile() was told as a trainer. Needs keras 3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from . import checks, ops
+from .errors import ArgumentError, BackendError, DTypeError, ShapeError, named_keywords, unknown_name
+from .layers import Activation, BatchNorm, Dense, Dropout, Layer, LayerNorm, layout
+from .model import Sequential, model_parts
+from .training import Trainer
+
+__all__ = ["from_keras", "to_keras", "trainer_from_keras"]
+
+# Name there, name here. Settings of the functions are their defaults.
+ACTIVATIONS = {
+    "linear": "identity", "relu": "relu", "elu": "elu", "tanh": "tanh", "sigmoid": "sigmoid", "softplus": "softplus",
+    "gelu": "gelu", "silu": "silu",
+}  # fmt: skip
+METRICS = {
+    "accuracy": "accuracy", "acc": "accuracy", "sparse_categorical_accuracy": "accuracy",
+    "categorical_accuracy": "accuracy", "binary_accuracy": "accuracy", "mse": "mse", "mean_squared_error": "mse",
+    "mae": "mae", "mean_absolute_error": "mae",
+}  # fmt: skip
+LOSSES = (
+    "MeanSquaredError", "MeanAbsoluteError", "Huber", "SparseCategoricalCrossentropy", "CategoricalCrossentropy",
+    "BinaryCrossentropy",
+)  # fmt: skip
+# Class there: class here, and its keywords by their names there.
+_ADAM = {"beta_1": "", "beta_2": "", "epsilon": "eps", "amsgrad": "amsgrad"}
+OPTIMIZERS: dict[str, tuple[str, dict[str, str]]] = {
+    "SGD": ("sgd", {"momentum": "momentum", "nesterov": "nesterov"}),
+    "Adam": ("adam", _ADAM),
+    "AdamW": ("adamw", _ADAM),
+    "Nadam": ("nadam", {"beta_1": "", "beta_2": "", "epsilon": "eps"}),
+    "RMSprop": ("rmsprop", {"rho": "alpha", "momentum": "momentum", "epsilon": "eps", "centered": "centered"}),
+    "Adagrad": ("adagrad", {"initial_accumulator_value": "initial_accumulator_value", "epsilon": "eps"}),
+    "Lion": ("lion", {"beta_1": "", "beta_2": ""}),
+}
+
+
+def _import_keras() -> ModuleType:
+    try:
+        import keras
+    except ImportError as error:
+        raise BackendError(f"fastbatch.keras needs keras 3: pip install 'fastbatch[keras]' ({error})") from error
+    return keras
+
+
+@dataclass
+class _Found:
+    """What a Keras model consists of.
+
+    Attributes
+    ----------
+    layers : list of Layer
+    holders : list of (str, keras layer, list of str)
+        Where it is in the model, itself, and what files of models call its weights.
+    probabilities : str
+        "softmax" or "sigmoid" where the last activation is one that the loss takes over, else "".
+    """
+
+    layers: list[Layer] = field(default_factory=list)
+    holders: list[tuple[str, Any, list[str]]] = field(default_factory=list)
+    probabilities: str = ""
+    input_size: int = 0
+    dtype: str = ""
+
+
+@named_keywords
+def from_keras(model) -> Sequential:
+    """The model that computes what a Keras model does, with copies of its weights and moving statistics.
+
+    A softmax at the end is left to the loss: `predict` gives what goes into it, and `predict_proba` what Keras'
+    predict does. So is a sigmoid of a model that is compiled with a binary_crossentropy of probabilities.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Sequential or a functional chain, also of others, of InputLayer, Dense, Activation, ReLU, ELU, LeakyReLU,
+        Softmax, Dropout, BatchNormalization, LayerNormalization.
+
+    Returns
+    -------
+    Sequential
+
+    Raises
+    ------
+    ArgumentError, DTypeError, ShapeError, BackendError
+        For what fastbatch does not have; names the layer and the reason.
+    """
+    return _model_of(_read(model, "from_keras"))
+
+
+def _model_of(found: _Found) -> Sequential:
+    model = Sequential(found.layers, input_size=found.input_size, dtype=found.dtype)
+    tensors = model_parts(model)[0]
+    for _, layer, names in found.holders:
+        for name, value in zip(names, layer.get_weights()):
+            tensors[name][:] = value
+    if found.probabilities:
+        model.loss = ops.losses.CrossEntropy() if found.probabilities == "softmax" else ops.losses.BCE()
+    return model
+
+
+@named_keywords
+def to_keras(model: Sequential, *, probabilities: bool = False, into=None):
+    """The Keras model that computes what `model` does, with copies of its weights and running statistics.
+
+    Parameters
+    ----------
+    model : Sequential
+    probabilities : bool, default False
+        End with the softmax or sigmoid of the loss that the model was trained with: Keras' predict is then
+        `predict_proba`.
+    into : keras.Model, optional
+        Write the weights into this one instead, of the same layers: one that :func:`from_keras` has read.
+
+    Returns
+    -------
+    keras.Sequential, or `into`
+
+    Raises
+    ------
+    ArgumentError, ShapeError
+        For what Keras does not have, or another network than `into`. Nothing has been changed then.
+    """
+    keras = _import_keras()
+    if not isinstance(model, Sequential):
+        raise ArgumentError(f"to_keras: expected a fastbatch Sequential, got {type(model).__name__}")
+    twin = into if into is not None else _build(keras, model, checks.flag("to_keras(probabilities=)", probabilities))
+    found = _read(twin, "to_keras", of_loss=True)
+    tensors = model_parts(model)[0]
+    shapes = {part.key: part.shape for part in layout(found.layers, found.input_size)}
+    if shapes != {name: array.shape for name, array in tensors.items()}:
+        raise ShapeError(f"to_keras: expected a model of tensors {shapes} for into=, got {model.summary()}")
+    held = {name for _, _, names in found.holders for name in names}
+    for name in tensors.keys() - held:  # center=False, scale=False
+        if (tensors[name] != name.endswith("gamma")).any():
+            raise ArgumentError(f"to_keras: into= holds no {name}: expected it to be {int(name.endswith('gamma'))}")
+    for _, layer, names in found.holders:
+        layer.set_weights([tensors[name] for name in names])
+    return twin
+
+
+def _build(keras: Any, model: Sequential, probabilities: bool):
+    layers, dtype = keras.layers, model.dtype
+    parts: list[Any] = [layers.Input((model.input_size,), dtype=dtype)]
+    for k, layer in enumerate(model.layers):
+        where = f"to_keras: layer {k}, {layer}"
+        if isinstance(layer, Dense):
+            parts.append(layers.Dense(layer.units, use_bias=layer.bias, dtype=dtype))
+            if layer.activation != "identity":
+                parts.append(_activation(keras, layer.activation, where, dtype))
+        elif isinstance(layer, Activation):
+            parts.append(_activation(keras, layer.name, where, dtype))
+        elif isinstance(layer, Dropout):
+            parts.append(layers.Dropout(layer.rate, dtype=dtype))
+        elif isinstance(layer, LayerNorm):
+            parts.append(layers.LayerNormalization(epsilon=layer.eps, dtype=dtype))
+        elif isinstance(layer, BatchNorm):
+            if layer.ghost_size is not None:
+                raise ArgumentError(f"{where}: Keras has no ghost batches")
+            parts.append(layers.BatchNormalization(momentum=1 - layer.momentum, epsilon=layer.eps, dtype=dtype))
+    if probabilities:
+        ends = {"cross_entropy": "softmax", "bce": "sigmoid"}
+        if model.loss is None or model.loss.name not in ends:
+            raise ArgumentError(
+                "to_keras(probabilities=True): expected a model trained with cross_entropy or bce, this one was "
+                f"trained with {None if model.loss is None else model.loss.name}"
+            )
+        parts.append(layers.Activation(ends[model.loss.name], dtype=dtype))
+    return keras.Sequential(parts)
+
+
+def _activation(keras: Any, name: str, where: str, dtype: str):
+    if name == "leaky_relu":
+        return keras.layers.LeakyReLU(negative_slope=0.01, dtype=dtype)
+    there = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+    if name not in there:
+        raise ArgumentError(f"{where}: Keras has no {name} by a name")
+    return keras.layers.Activation(there[name], dtype=dtype)
+
+
+# -- what a model consists of ------------------------------------------------------------------------------------------
+
+
+def _read(model, caller: str, of_loss: bool = False) -> _Found:
+    """What `model` consists of; `of_loss` leaves a sigmoid at the end to the loss, however it is compiled."""
+    keras = _import_keras()
+    if not isinstance(model, keras.Model):
+        raise ArgumentError(f"{caller}: expected a keras.Model, got {type(model).__name__}")
+    parts = list(_chain(keras, model, "", caller))
+    if not model.built or len(getattr(model, "input_shape", ())) != 2:
+        raise ShapeError(
+            f"{caller}: expected a model of inputs (n, I), got {getattr(model, 'input_shape', 'one not built')}"
+        )
+    found, dense, norms = _Found(input_size=int(model.input_shape[-1])), 0, 0
+    for number, (path, part) in enumerate(parts):
+        where = f"{caller}: {path} ({type(part).__name__})"
+        last = number == len(parts) - 1
+        layers, names = _layers(keras, part, where, dense, norms)
+        function = getattr(part, "activation", None)
+        if isinstance(part, keras.layers.Softmax) or function is keras.activations.softmax:
+            if not last:
+                raise ArgumentError(f"{where}: expected a softmax at the end only, where the loss takes it over")
+            found.probabilities = "softmax"
+        found.layers += layers
+        for layer in layers:
+            dense += isinstance(layer, Dense)
+            norms += isinstance(layer, (LayerNorm, BatchNorm))
+        if names:
+            found.holders.append((path, part, names))
+            _check_dtype(found, part, where)
+    if not dense:
+        raise ArgumentError(f"{caller}: expected at least one Dense in the model, got none")
+    end = found.layers[-1]
+    if end == Activation("sigmoid") and (of_loss or _takes_probabilities(keras, model)):
+        found.layers.pop()
+        found.probabilities = "sigmoid"
+    return found
+
+
+def _takes_probabilities(keras: Any, model) -> bool:
+    loss = getattr(model, "loss", None)
+    loss = keras.losses.get(loss) if isinstance(loss, str) else loss
+    if loss is keras.losses.binary_crossentropy:
+        return True
+    return isinstance(loss, keras.losses.BinaryCrossentropy) and not loss.get_config()["from_logits"]
+
+
+def _chain(keras: Any, model, path: str, caller: str) -> Iterator[tuple[str, Any]]:
+    parts = list(model.layers)
+    for i, part in enumerate(parts):
+        inside = f"{path}{part.name}"
+        if len(part._inbound_nodes) > 1 or (
+            not isinstance(model, keras.Sequential) and i and part.input is not parts[i - 1].output
+        ):
+            raise ArgumentError(f"{caller}: {inside} ({type(part).__name__}): expected a chain, each layer used once")
+        if isinstance(part, keras.layers.InputLayer):
+            continue
+        if isinstance(part, keras.Model):
+            yield from _chain(keras, part, f"{inside}.", caller)
+        else:
+            yield inside, part
+    if type(model).__module__.partition(".")[0] != "keras":
+        raise ArgumentError(
+            f"{caller}: expected Sequential or a functional chain, got the class {type(model).__name__}"
+        )
+
+
+def _check_dtype(found: _Found, part, where: str) -> None:
+    dtype = part.variable_dtype
+    if dtype not in checks.DTYPES or part.compute_dtype != dtype:
+        raise DTypeError(f"{where}: expected float32 or float64, got {part.compute_dtype} on {dtype} weights")
+    if found.dtype not in ("", dtype):
+        raise DTypeError(f"{where}: expected {found.dtype} as the layers before, got {dtype}")
+    found.dtype = dtype
+
+
+def _layers(keras: Any, part, where: str, dense: int, norms: int) -> tuple[list[Layer], list[str]]:
+    """The layers that do what `part` does, but for a softmax, and the names of its weights."""
+    kinds, kind = keras.layers, type(part)
+
+    def only(**settings: Any) -> None:
+        for key, value in settings.items():
+            if getattr(part, key) != value:
+                raise ArgumentError(f"{where}: expected {key}={value!r}, got {getattr(part, key)!r}")
+
+    if kind is kinds.Dense:
+        names = [f"{dense}.w", *([f"{dense}.b"] if part.use_bias else [])]
+        if len(part.get_weights()) != len(names):
+            raise ArgumentError(f"{where}: expected its own kernel and bias, got {len(part.get_weights())} arrays")
+        return [Dense(part.units, bias=part.use_bias), *_function(keras, part.activation, where)], names
+    if kind is kinds.Activation:
+        return _function(keras, part.activation, where), []
+    if kind is kinds.ReLU:
+        only(max_value=None, negative_slope=0, threshold=0)
+        return [Activation("relu")], []
+    if kind is kinds.LeakyReLU:
+        only(negative_slope=0.01)
+        return [Activation("leaky_relu")], []
+    if kind is kinds.ELU:
+        only(alpha=1.0)
+        return [Activation("elu")], []
+    if kind is kinds.Softmax:
+        only(axis=-1)
+        return [], []
+    if kind is kinds.Dropout:
+        only(noise_shape=None)
+        return ([Dropout(part.rate)] if part.rate else []), []
+    names = [f"norm{norms}.{name}" for name, has in (("gamma", part.scale), ("beta", part.center)) if has] if kind in (
+        kinds.BatchNormalization, kinds.LayerNormalization) else []  # fmt: skip
+    if kind is kinds.BatchNormalization:
+        if part.axis not in (-1, 1) or getattr(part, "renorm", False):
+            raise ArgumentError(f"{where}: expected axis=-1 without renorm, got axis={part.axis}")
+        return [BatchNorm(part.epsilon, 1 - part.momentum)], [*names, f"norm{norms}.mean", f"norm{norms}.var"]
+    if kind is kinds.LayerNormalization:
+        if part.axis not in (-1, 1, [-1], [1]) or getattr(part, "rms_scaling", False):
+            raise ArgumentError(f"{where}: expected axis=-1 without rms_scaling, got axis={part.axis}")
+        return [LayerNorm(part.epsilon)], names
+    known = (
+        "Activation, BatchNormalization, Dense, Dropout, ELU, InputLayer, LayerNormalization, LeakyReLU, ReLU, Softmax"
+    )
+    raise ArgumentError(f"{where}: expected one of {known}; got {kind.__name__}")
+
+
+def _function(keras: Any, function, where: str) -> list[Layer]:
+    if function is keras.activations.softmax or function is keras.activations.linear:
+        return []
+    for theirs, ours in ACTIVATIONS.items():
+        if function is getattr(keras.activations, theirs):
+            return [Activation(ours)]
+    name = getattr(function, "__name__", repr(function))
+    raise unknown_name(f"{where}: activation", name, [*ACTIVATIONS, "softmax (at the end)"])
+
+
+# -- what compile() was told -------------------------------------------------------------------------------------------
+
+
+@named_keywords
+def trainer_from_keras(model, **options: Any) -> Trainer:
+    """A trainer of :func:`from_keras` of a compiled model: its loss, optimizer and metrics, and what is not trainable.
+
+    The optimizer begins anew; its formula is Keras' (``semantics="keras"``).
+
+    Parameters
+    ----------
+    model : keras.Model
+        Compiled with mean_squared_error, mean_absolute_error, huber, or a sparse, categorical or binary crossentropy;
+        SGD, Adam, AdamW, Nadam, RMSprop, Adagrad or Lion at a number as learning rate; metrics that are accuracy, mse
+        or mae.
+    **options
+        Keywords of :class:`fastbatch.Trainer`, which go before what the model says.
+
+    Returns
+    -------
+    Trainer
+
+    Raises
+    ------
+    ArgumentError
+        For a model that is not compiled, or settings that fastbatch does not have; names them.
+    """
+    keras, found = _import_keras(), _read(model, "trainer_from_keras")
+    if not model.compiled:
+        raise ArgumentError("trainer_from_keras: expected a compiled model, got one without compile()")
+    for path, part, _ in found.holders:
+        for name in ("kernel_regularizer", "bias_regularizer", "gamma_regularizer", "beta_regularizer",
+                     "kernel_constraint", "bias_constraint", "activity_regularizer"):  # fmt: skip
+            if getattr(part, name, None) is not None:
+                raise ArgumentError(f"trainer_from_keras: {path}: expected {name}=None, got {getattr(part, name)!r}")
+    loss = _loss(keras, model.loss, found)
+    given = {"semantics": "keras", **_limits(model.optimizer)}
+    given["optimizer"] = _optimizer(keras, model.optimizer, found)
+    given["metrics"] = [_metric(name) for name in _flat(model.get_compile_config()["metrics"])]
+    return Trainer(_model_of(found), loss, **{**given, **options})
+
+
+def _flat(metrics) -> list:
+    return [] if metrics is None else list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
+
+
+def _metric(name) -> str:
+    if not isinstance(name, str) or name not in METRICS:
+        raise unknown_name("trainer_from_keras: metrics", name, METRICS)
+    return METRICS[name]
+
+
+def _loss(keras: Any, given, found: _Found) -> ops.Loss:
+    where = "trainer_from_keras: loss"
+    loss = keras.losses.get(given) if isinstance(given, str) else given
+    if not isinstance(loss, keras.losses.Loss):  # a function stands for the class of its name
+        loss = next((cls() for name in LOSSES if (cls := getattr(keras.losses, name))().fn is loss), loss)
+    name = type(loss).__name__
+    if name not in LOSSES:
+        raise unknown_name(where, getattr(given, "__name__", given if isinstance(given, str) else name), LOSSES)
+    config = loss.get_config()
+    if config["reduction"] != "sum_over_batch_size":
+        raise ArgumentError(f"{where} ({name}): expected reduction='sum_over_batch_size', got {config['reduction']!r}")
+    if "from_logits" in config:
+        end = "sigmoid" if name == "BinaryCrossentropy" else "softmax"
+        if config["from_logits"] == (found.probabilities == end):
+            got = f"a model that ends with {found.probabilities or 'no ' + end}"
+            raise ArgumentError(f"{where} ({name}): expected from_logits={not config['from_logits']} of {got}")
+    if name == "BinaryCrossentropy":
+        if config["label_smoothing"]:
+            raise ArgumentError(f"{where} ({name}): expected label_smoothing=0, got {config['label_smoothing']}")
+        return ops.losses.BCE()
+    if name == "Huber":
+        return ops.losses.Huber(loss._fn_kwargs["delta"])  # its config forgets it
+    if name.endswith("Crossentropy"):
+        return ops.losses.CrossEntropy(
+            label_smoothing=config.get("label_smoothing", 0.0), ignore_index=config.get("ignore_class")
+        )
+    return ops.losses.MSE() if name == "MeanSquaredError" else ops.losses.MAE()
+
+
+def _limits(optimizer) -> dict[str, Any]:
+    config = optimizer.get_config()
+    for name in ("clipnorm", "use_ema", "loss_scale_factor"):
+        if config.get(name):
+            hint = "; global_clipnorm is max_grad_norm" if name == "clipnorm" else ""
+            raise ArgumentError(f"trainer_from_keras: optimizer: expected {name} not set, got {config[name]!r}{hint}")
+    return {
+        "max_grad_norm": config.get("global_clipnorm"),
+        "clip_value": config.get("clipvalue"),
+        "gradient_accumulation_steps": config.get("gradient_accumulation_steps") or 1,
+    }
+
+
+def _optimizer(keras: Any, optimizer, found: _Found) -> ops.Optimizer:
+    name, config = type(optimizer).__name__, optimizer.get_config()
+    where = f"trainer_from_keras: optimizer ({name})"
+    if name not in OPTIMIZERS or not isinstance(optimizer, getattr(keras.optimizers, name)):
+        raise unknown_name("trainer_from_keras: optimizer", name, OPTIMIZERS)
+    if not isinstance(config["learning_rate"], (float, int, np.floating)):
+        raise ArgumentError(f"{where}: expected a number as learning_rate, got {config['learning_rate']}")
+    ours, keywords = OPTIMIZERS[name]
+    numbers: dict[str, Any] = {here: config[there] for there, here in keywords.items() if here}
+    if "beta_1" in keywords:
+        numbers["betas"] = config["beta_1"], config["beta_2"]
+    if ours == "nadam":
+        numbers["momentum_decay"] = 1.0  # what Keras has no name for
+    if config["weight_decay"] is not None:
+        numbers["weight_decay"] = config["weight_decay"]
+    frozen = [key for _, part, names in found.holders if not part.trainable for key in names]
+    learnt = [part.key for part in layout(found.layers, found.input_size) if not part.buffered]
+    held = {key for _, _, names in found.holders for key in names}
+    constant = [key for key in learnt if key not in held]  # center=False, scale=False
+    absent = [key for key in frozen if key not in learnt]
+    return ops.OPTIMIZERS[ours](
+        lr=float(config["learning_rate"]), frozen=tuple(k for k in [*frozen, *constant] if k not in absent), **numbers
+    )

@@ -1,0 +1,415 @@
+"""Training steps on a module's own parameters: forward, backward and update in one call.
+
+The module's tensors are made to lie in the model's flat buffers, and the optimizer's state in the trainer's slots, so
+that torch and fastbatch see each other's writes without a copy. Each step looks whether that is still so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+
+from .. import checks
+from ..errors import ArgumentError, named_keywords
+from ..model import model_parts
+from ..training import Trainer
+from . import losses
+from .modules import Found, import_torch, model_of, named, read
+from .optimizers import Rule
+
+__all__ = ["FusedStep", "fuse"]
+
+Array = np.ndarray
+
+_is_training = attrgetter("training")
+_requires_grad = attrgetter("requires_grad")
+
+
+@named_keywords
+def fuse(
+    module,
+    loss_fn,
+    optimizer,
+    *,
+    backend: str = "auto",
+    num_threads: int | None = None,
+    max_grad_norm: float | None = None,
+    clip_value: float | None = None,
+    seed: int = 0,
+) -> FusedStep:
+    """``step = fuse(module, loss_fn, optimizer)``: then ``loss = step(x, y)`` is a whole training step of `module`.
+
+    It stands for zero_grad, forward, backward and the optimizer's step. The module's own parameters are trained, by the
+    optimizer's own settings, which are read before every step: schedulers of torch work on it, state_dict and
+    load_state_dict of both do, and steps of torch may come in between. docs/migrating_torch.md says what is different.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        As of :func:`from_torch`.
+    loss_fn : torch.nn.Module or function of torch.nn.functional
+        MSELoss, L1Loss, HuberLoss, SmoothL1Loss (beta 1 or 0), PoissonNLLLoss, CrossEntropyLoss, BCEWithLogitsLoss,
+        with reduction "mean".
+    optimizer : torch.optim.Optimizer
+        SGD, Adam, AdamW, RMSprop, Adagrad or NAdam, with any groups of the module's parameters. Parameters that are in
+        none, or do not require a gradient, stay as they are.
+    backend, num_threads, max_grad_norm, clip_value, seed
+        As of :class:`fastbatch.Trainer`; there is no place for clip_grad_norm_ and clip_grad_value_ within a step.
+
+    Returns
+    -------
+    FusedStep
+
+    Raises
+    ------
+    ArgumentError, DTypeError, BackendError, ShapeError
+        For what fastbatch does not have; names the submodule by its path, or the optimizer's group, and the reason.
+        Nothing has been changed then.
+
+    Notes
+    -----
+    ``parameter.data`` becomes a view of one flat buffer: values and identity stay, but weights lie transposed there,
+    so that ``parameter.view(-1)`` refuses and ``parameter.reshape(-1)`` copies. autograd is not told of a step: a graph
+    made before it must not be differentiated after it.
+    """
+    trainer = {"backend": backend, "num_threads": num_threads, "max_grad_norm": max_grad_norm, "clip_value": clip_value}
+    return FusedStep(module, loss_fn, optimizer, {**trainer, "seed": seed})
+
+
+@dataclass
+class _Link:
+    """A tensor of the module and the memory of the model that it shall lie in."""
+
+    name: str  # in files of models, or "" for a count of batches
+    path: str
+    home: dict[str, Any]
+    key: str
+    view: Any
+
+    @property
+    def tensor(self) -> Any:
+        return self.home[self.key]
+
+
+class FusedStep:
+    """What :func:`fuse` returns.
+
+    Attributes
+    ----------
+    module, loss_fn, optimizer : as given
+    trainer : fastbatch.Trainer
+        Trains the same numbers: ``step.trainer.evaluate(X, y)``, ``step.trainer.predict(X)``.
+    """
+
+    def __init__(self, module, loss_fn, optimizer, options: dict[str, Any]) -> None:
+        self._torch = torch = import_torch()
+        self.module, self.loss_fn, self.optimizer = module, loss_fn, optimizer
+        found = read(module, "fuse")
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ArgumentError(f"fuse: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        self._rule = Rule(optimizer)
+        self._flattens, self._modal = found.flattens, found.modal
+        model = model_of(found)
+        loss, self._ignored = losses.describe(loss_fn, model.output_size)
+        self._tensors_of_model = model_parts(model)[0]
+        self._constant = tuple(
+            name
+            for name in self._tensors_of_model
+            if name not in found.tensors and not name.endswith((".mean", ".var"))
+        )
+        self._paths = {name: path for name, (path, _, _) in found.tensors.items()}
+        self._links = self._link(found)
+        self._names = {id(link.tensor): link.name for link in self._links if link.name}
+        self._scalar = np.float64 if torch.get_default_dtype() is torch.float64 else np.float32  # of counts, as torch's
+        self.trainer = Trainer(model, loss, self._described(), **options)
+        model.loss = loss  # what the fast path of Trainer.step asks for
+        self._fast_step: Callable[[Any, Any, float], float | None] = self.trainer._program.fast_step
+        self._steps = self.trainer._steps
+        self._modules = [part for _, part in found.modal]
+        self._views: dict[tuple[str, int], Any] = {}  # of slots, by name of the tensor and number
+        self._take_state()
+        self._take_tensors()
+        optimizer._opt_called = True  # torch's schedulers warn unless the optimizer has stepped before them
+
+    def __repr__(self) -> str:
+        return f"FusedStep({self.loss_fn}, {type(self.optimizer).__name__}, backend={self.trainer.backend!r})"
+
+    def __reduce__(self):
+        raise ArgumentError("a fused step is bound to its module's memory: copy or save that, and fuse the copy")
+
+    def __call__(self, x, y, sample_weight=None) -> np.float64:
+        """One step on the rows `x` and their targets `y`: tensors, or anything else that :meth:`Trainer.step` takes.
+
+        Parameters
+        ----------
+        x : (B, I) tensor or array_like
+            Of more dimensions where the module begins with Flatten.
+        y : tensor or array_like
+        sample_weight : (B,) tensor or array_like, optional
+
+        Returns
+        -------
+        numpy.float64
+            The loss before the update: a float with `item()`.
+
+        Raises
+        ------
+        ArgumentError
+            When the module is in eval(), or module or optimizer have been changed into what fastbatch does not have.
+        ShapeError, DTypeError, DataError, DivergenceError
+            Nothing has been trained then.
+        """
+        groups = self.optimizer.param_groups
+        if len(groups) == 1:
+            self._groups_then[0]["lr"] = groups[0]["lr"]  # passed on, not followed
+        try:  # dicts hold what they held behind the last step, the same objects, which compares fast
+            same = (
+                [*map(self._address, self._tensors)] == self._addresses
+                and [*map(_requires_grad, self._parameters)] == self._required
+                and self._homes == self._homes_then
+                and [*self.optimizer.state.values()] == self._state_then
+                and self._counts.item(0) == self._counted
+            )
+        except RuntimeError:  # other tensors, compared element by element
+            same = False
+        if not same or len(groups) != len(self._groups_then):
+            self._follow()
+        elif groups != self._groups_then and not self._in_proportion(groups):
+            self.trainer.retune(self._described())
+        if self._modules and not all(map(_is_training, self._modules)):
+            self._refuse_eval()
+        try:
+            if type(x) is self._tensor:
+                x = x.numpy()
+            if type(y) is self._tensor:
+                y = y.numpy()
+        except (RuntimeError, TypeError):  # the door says why
+            pass
+        if self._flattens and x.ndim > 2:
+            x = x.reshape(len(x), -1)
+        lr = groups[self._leader]["lr"]
+        if type(lr) is not float:
+            lr = float(lr)
+        loss = None if sample_weight is not None else self._fast_step(x, y, lr)
+        if loss is None:
+            loss = self._careful(x, y, sample_weight, lr)
+        self._count(groups)
+        return np.float64(loss)
+
+    def _careful(self, x, y, weight, lr: float) -> float:
+        if self._ignored is not None:
+            y = checks.as_array(y, "y")
+            ignored = y == self._ignored
+            if y.ndim == 1 and ignored.any():
+                y = np.where(ignored, 0, y)
+                weight = ~ignored * (1.0 if weight is None else checks.as_real(weight, "sample_weight"))
+        self.trainer.lr_factor = lr
+        return self.trainer.step(x, y, weight)
+
+    def _count(self, groups) -> None:
+        """What torch counts of an update, behind one."""
+        self._counted = t = self._steps.item()
+        self._counts.fill(t)
+        if self._batches.size:
+            self._batches += 1
+        if self._products is not None:
+            self._products *= [self._rule.momentum(groups[i], t) for i in self._group_of]
+        if self._unborn:
+            self._lend_state()
+
+    def _refuse_eval(self) -> None:
+        path, part = next((path, part) for path, part in self._modal if not part.training)
+        raise ArgumentError(
+            f"step: {named(path)} ({type(part).__name__}): expected training mode, got eval(); module.train() first"
+        )
+
+    # -- the module's tensors ------------------------------------------------------------------------------------------
+
+    def _link(self, found: Found) -> list[_Link]:
+        torch = self._torch
+        own = [
+            _Link(name, *found.tensors[name], torch.from_numpy(array.T))
+            for name, array in self._tensors_of_model.items()
+            if name in found.tensors
+        ]
+        self._batches = np.array([home[key].item() for _, home, key in found.batches], np.int64)
+        counts = torch.from_numpy(self._batches)
+        return own + [_Link("", *place, counts[i]) for i, place in enumerate(found.batches)]
+
+    def _take_tensors(self) -> None:
+        """Let every tensor of the module lie in the model's memory, with the values that it has now."""
+        for link in self._links:
+            tensor, view = link.tensor, link.view
+            where = f"step: {named(link.path)}"
+            if (
+                link.name
+                and link.home is not None
+                and not link.key.startswith("running")
+                and id(tensor) not in self._names
+            ):
+                raise ArgumentError(f"{where} is another parameter than the optimizer's: expected a new fuse")
+            if tensor is None or (tensor.shape, tensor.dtype, tensor.device) != (view.shape, view.dtype, view.device):
+                got = None if tensor is None else f"{tuple(tensor.shape)} of {tensor.dtype} on {tensor.device}"
+                raise ArgumentError(f"{where}: expected {tuple(view.shape)} of {view.dtype} on the CPU, got {got}")
+        for link in self._links:
+            tensor, view = link.tensor, link.view
+            if tensor.data_ptr() != view.data_ptr() or tensor.stride() != view.stride():
+                view.copy_(tensor.detach())
+                tensor.data = view
+        self._tensors = [link.tensor for link in self._links]
+        self._homes = list({id(link.home): link.home for link in self._links}.values())
+        self._homes_then = [dict(home) for home in self._homes]
+        self._tensor, self._address = self._torch.Tensor, self._torch.Tensor.data_ptr
+        self._addresses = [*map(self._address, self._tensors)]
+
+    def _follow(self) -> None:
+        """Take over what has changed since the last step."""
+        self._take_tensors()
+        with self.trainer._busy:
+            self.trainer.retune(self._described())
+            self._take_state()
+
+    # -- the optimizer -------------------------------------------------------------------------------------------------
+
+    def _in_proportion(self, groups) -> bool:
+        """Whether all that has changed are rates, in proportion: most schedulers move those of all groups alike."""
+        leader, then = groups[self._leader]["lr"], self._groups_then
+        for group, past, share in zip(groups, then, self._shares):
+            if abs(group["lr"] - share * leader) > 1e-13 * abs(group["lr"]) or (leader == 0 and group["lr"] != 0):
+                return False
+            past["lr"] = group["lr"]
+        return groups == then
+
+    def _described(self):
+        """The optimizer as it is now; remembers by what it would be seen to change."""
+        groups, rule, members = self.optimizer.param_groups, self._rule, []
+        for i, group in enumerate(groups):
+            for p in group["params"]:
+                if id(p) not in self._names:
+                    raise ArgumentError(
+                        f"fuse: optimizer, group {i}: expected parameters of the module, got one of shape "
+                        f"{tuple(p.shape)} that no supported submodule holds"
+                    )
+            members.append([self._names[id(p)] for p in group["params"]])
+        self._parameters = [p for group in groups for p in group["params"]]
+        self._required = [*map(_requires_grad, self._parameters)]
+        trained = {self._names[id(p)] for p in self._parameters if p.requires_grad}
+        self._active = [
+            (self._names[id(p)], p, i) for i, group in enumerate(groups) for p in group["params"] if p.requires_grad
+        ]
+        for link in self._links:
+            if link.name in trained and getattr(link.tensor, "_post_accumulate_grad_hooks", None):
+                raise ArgumentError(f"fuse: {named(link.path)} has gradient hooks, which fused steps would not call")
+        learnt = [name for name in self._tensors_of_model if not name.endswith((".mean", ".var"))]
+        frozen: tuple[int | str, ...] = tuple(name for name in learnt if name not in trained)
+        if not trained:
+            raise ArgumentError("fuse: expected an optimizer of parameters that require a gradient, got none of them")
+        rates = [float(group["lr"]) for group in groups]
+        self._leader = rates.index(max(rates))
+        self._shares = [rate / rates[self._leader] if rates[self._leader] else 1.0 for rate in rates]
+        described = rule.describe(groups, members, frozen, self._shares)
+        self._groups_then = [dict(group) for group in groups]
+        return described
+
+    def _take_state(self) -> None:
+        """Let the optimizer's state lie in the trainer's slots, with the values that it has now."""
+        state, rule, groups = self.optimizer.state, self._rule, self.optimizer.param_groups
+        slots = rule.slots(groups[0])
+        wanted = [key for key in slots if key is not None] or list(rule.scalars)
+        entries = [state.get(p) or {} for _, p, _ in self._active]
+        born = [any(entry.get(key) is not None for key in wanted) for entry in entries]
+        trainer = self.trainer
+        if any(born) and not all(born):
+            name = next(name for (name, _, _), there in zip(self._active, born) if not there)
+            if rule.counts or any(group["dampening"] for group in groups):
+                raise ArgumentError(
+                    f"step: {named(self._paths[name])} begins at update 0, and others have state already: "
+                    f"{rule.name} counts updates by parameter and fastbatch for all of them; a new optimizer does"
+                )
+        if not any(born):
+            if wanted:
+                trainer.slots[:] = 0
+                self._steps[0] = 0
+        else:
+            self._read_state(entries, slots, groups)
+        self._group_of = [i for _, _, i in self._active]
+        self._counts = np.full(max(len(self._active), 1), self._steps.item(), self._scalar)
+        self._products = None
+        if "mu_product" in rule.scalars:
+            products = [entry["mu_product"].item() if there else 1.0 for entry, there in zip(entries, born)]
+            self._products = np.array(products, self._scalar)
+        self._counted = self._steps.item()
+        self._unborn = bool(wanted) and not any(born)
+        if any(born):
+            self._lend_state()
+        self._state_then = [dict(entry) for entry in state.values()]
+
+    def _read_state(self, entries: list[dict], slots: tuple[str | None, ...], groups: list[dict]) -> None:
+        """Copy torch's state of the active parameters, where there is some, into slots and `steps`."""
+        counts = {
+            entry["step"].item() if hasattr(entry["step"], "item") else entry["step"]
+            for entry in entries
+            if "step" in entry
+        }
+        if len(counts) > 1:
+            raise ArgumentError(
+                f"step: expected parameters that have been updated as often as each other, got {sorted(counts)} "
+                f"updates: {self._rule.name} counts them by parameter and fastbatch for all of them"
+            )
+        t = int(counts.pop()) if counts else max(self._steps.item(), 1)
+        if self._rule.name == "NAdam":
+            self._check_products(entries, groups, t)
+        for (name, p, _), entry in zip(self._active, entries):
+            for number, key in enumerate(slots):
+                view = self._slot(name, number)
+                value = None if key is None else entry.get(key)
+                if value is None:
+                    view.zero_()
+                    continue
+                if value.shape != p.shape:
+                    raise ArgumentError(
+                        f"step: optimizer.state, {key} of {named(self._paths[name])}: expected shape {tuple(p.shape)}, "
+                        f"got {tuple(value.shape)}"
+                    )
+                if value is not view:
+                    view.copy_(value)
+        self._steps[0] = t
+
+    def _check_products(self, entries: list[dict], groups: list[dict], t: int) -> None:
+        for entry, (name, _, i) in zip(entries, self._active):
+            expected = np.prod([self._rule.momentum(groups[i], k) for k in range(1, t + 1)])
+            got = entry["mu_product"].item()
+            if abs(got - expected) > 1e-3 * expected + 1e-30:
+                raise ArgumentError(
+                    f"step: optimizer.state, mu_product of {named(self._paths[name])}: expected {expected:.6g} as {t} "
+                    f"updates with the present betas and momentum_decay make it, got {got:.6g}"
+                )
+
+    def _slot(self, name: str, number: int):
+        """Slot `number` of a tensor as torch sees it."""
+        key = name, number
+        if key not in self._views:
+            array, flat = self._tensors_of_model[name], self.trainer.slots[number]
+            start = (array.ctypes.data - self.trainer.model.parameters.ctypes.data) // array.itemsize
+            self._views[key] = self._torch.from_numpy(flat[start : start + array.size].reshape(array.shape).T)
+        return self._views[key]
+
+    def _lend_state(self) -> None:
+        """Put views of the slots and of the counts into the optimizer's state."""
+        torch, slots = self._torch, self._rule.slots(self.optimizer.param_groups[0])
+        counted = {"step": torch.from_numpy(self._counts)}
+        if self._products is not None:
+            counted["mu_product"] = torch.from_numpy(self._products)
+        for k, (name, p, _) in enumerate(self._active):
+            entry = self.optimizer.state[p]
+            for key in self._rule.scalars:
+                entry[key] = counted[key][k]
+            for number, slot in enumerate(slots):
+                if slot is not None:
+                    entry[slot] = self._slot(name, number)
+        self._state_then = [dict(entry) for entry in self.optimizer.state.values()]
+        self._unborn = False
