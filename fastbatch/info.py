@@ -70,8 +70,16 @@ def info() -> Info:
         why = "set_backend or environment FASTBATCH_BACKEND"
     elif chosen == "c":
         why = "the compiled kernels, float32 and float64"
+    elif chosen == "numba":
+        why = (
+            "the C kernels are missing, see below; Numba compiles others, up to 2 times slower, for some 30 s on first "
+            "use. Install a C compiler and reinstall: pip install --force-reinstall --no-binary fastbatch fastbatch"
+        )
     else:
-        why = "the compiled kernels are missing, see below; expect it to be 10 to 100 times slower"
+        why = (
+            "the compiled kernels are missing, see below; expect it to be 10 to 100 times slower. Install a C compiler "
+            "and reinstall, or: pip install 'fastbatch[numba]'"
+        )
     found = Info(
         version=__version__,
         python=platform.python_version(),

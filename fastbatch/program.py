@@ -18,11 +18,14 @@ from .checks import as_array, as_given, as_rows, count, is_foreign, weight_unit
 from .errors import ArgumentError, DivergenceError
 from .model import Sequential
 from .plan import Norm, Plan, Stage, make_plan
-from .protocol import Backend, Feed, PerSample, Program, State, Sums
+from .protocol import Backend, Feed, PerSample, Program, State, Steps, Sums
 
 __all__ = ["ComposedProgram", "gradient_norms", "make_program", "predict", "predict_rows"]
 
 Array = np.ndarray
+
+# Inputs that fused steps cannot read as they lie are converted so many bytes at a time: they stay in L2.
+_CONVERTED_BYTES = 1 << 19
 
 
 @dataclass
@@ -39,24 +42,33 @@ class _Trace:
 
 
 class ComposedProgram:
-    """The program protocol from the four kernels; the specification of every fused run."""
+    """The program protocol from the four kernels; the specification of every fused run.
 
-    threads_used = 1
+    Training steps are the backend's own where it has fused ones.
+    """
+
     tile_rows = 1
 
-    def __init__(self, plan: Plan, kernels: Backend, state: State) -> None:
+    def __init__(self, plan: Plan, kernels: Backend, state: State, num_threads: int | None = None) -> None:
         self.plan, self.kernels, self.state = plan, kernels, state
+        self._num_threads = num_threads
+        self._steps = kernels.steps(plan, state, num_threads)
         self.lock = RLock()
         self._pending: list[_Trace] | None = None
         self._scale: Array | None = None
         self._shift: Array | None = None
         self.running: Array | None = None  # statistics that the next update makes those of the state
 
+    @property
+    def threads_used(self) -> int:
+        return 1 if self._steps is None else self._steps.threads_used
+
     def scale_inputs(self, scale: Array | None, shift: Array | None) -> None:
         self._scale, self._shift = scale, shift
 
     def retune(self, plan: Plan) -> None:
         self.plan = plan
+        self._steps = self.kernels.steps(plan, self.state, self._num_threads)
 
     def _affine(self, stage: Stage, flat: Array) -> tuple[Array, Array | None]:
         i, o = stage.inputs, stage.outputs
@@ -219,6 +231,8 @@ class ComposedProgram:
     def run(self, feed: Feed, first: int, last: int, lrs: Array, budget: float, sums: Sums) -> int:
         deadline = time.monotonic() + budget
         self._pending = self.running = None
+        if self._steps is not None and feed.mix is None:
+            return self._run_fused(self._steps, feed, first, last, lrs, budget, sums)
         for step in range(first, last):
             rows = slice(step * feed.batch, min((step + 1) * feed.batch, feed.rows))
             # only ratios of weights matter within a step; a power of two brings them to where float32 holds them
@@ -251,6 +265,36 @@ class ComposedProgram:
                 part = self.state.parameters[segment.begin : segment.end]
                 penalty += 0.5 * segment.optimizer.decay * float(np.square(part, dtype=np.float64).sum())
         return Sums(rows * ((batch.loss + penalty) / batch.weight), rows)
+
+    def _run_fused(self, steps: Steps, feed: Feed, first: int, last: int, lrs: Array, budget: float, sums: Sums) -> int:
+        if self._scale is None and not feed.noise and steps.takes(feed.x):
+            return steps.run(feed, first, last, lrs, budget, sums)
+        deadline = time.monotonic() + budget
+        at_a_time = max(1, _CONVERTED_BYTES // (feed.batch * self.plan.inputs * np.dtype(self.plan.dtype).itemsize))
+        step = first
+        while step < last:
+            stop = min(step + at_a_time, last)
+            rows = slice(step * feed.batch, min(stop * feed.batch, feed.rows))
+            x, y, weight = self._batch(feed, rows)
+            if feed.noise:
+                x = x + x.dtype.type(feed.noise) * self._noise(feed, step, len(x))
+            outputs = None if feed.outputs is None else feed.outputs[rows]
+            part = Feed(x, y, weight, batch=feed.batch, outputs=outputs, piece=feed.piece)
+            left = deadline - time.monotonic()
+            made = steps.run(part, 0, stop - step, lrs[step - first : stop - first], left, sums)
+            step += made
+            if time.monotonic() >= deadline:
+                break
+        return step
+
+    def _noise(self, feed: Feed, step: int, count: int) -> Array:
+        """Of the `count` rows of some steps, of which the first is `step`."""
+        made, parts = int(self.state.steps[0]), []
+        for start in range(0, count, feed.batch):
+            rows = np.arange(min(feed.batch, count - start))
+            update = made + start // feed.batch
+            parts.append(ops.random.gaussian(self.state.seed, update, rows, self.plan.inputs, self.plan.dtype))
+        return np.concatenate(parts)
 
     def _piece(self, feed: Feed, rows: slice, first_row: int, unit: float, gradient: Array, running: Array) -> Sums:
         """Add the gradient sums of these rows of a step, weights times `unit`; statistics go into `running`."""
@@ -311,9 +355,11 @@ class ComposedProgram:
         sums: Sums | None = None,
         rows: PerSample | None = None,
     ) -> Sums:
+        x, y, weight = self._batch(feed, slice(0, feed.rows))
+        if self._steps is not None and len(x):
+            return self._steps.accumulate(Feed(x, y, weight, batch=len(x)), first_row, gradient, sums or Sums(), rows)
         if gradient is None:
             gradient = np.zeros(self.plan.num_parameters, self.plan.dtype)
-        x, y, weight = self._batch(feed, slice(0, feed.rows))
         outputs, traces = self._forward(x, first_row, training=True)
         da = np.empty_like(outputs)
         piece = self.kernels.loss(outputs, y, self.plan.loss, weight, da)
@@ -341,6 +387,9 @@ class ComposedProgram:
 
     def update(self, gradient: Array, scale: float, lr: float) -> None:
         running, self.running = self.running, None
+        if self._steps is not None:
+            self._steps.update(gradient, scale, lr)
+            return
         self._update(gradient, scale, lr, (Sums(), Sums()), running)
 
     @np.errstate(all="ignore")
@@ -425,7 +474,7 @@ def make_program(
     """
     chosen = select(backend, plan)
     program = chosen.program(plan, state, num_threads)
-    return chosen.name, ComposedProgram(plan, chosen, state) if program is None else program
+    return chosen.name, ComposedProgram(plan, chosen, state, num_threads) if program is None else program
 
 
 def _inference_program(model: Sequential) -> Program:

@@ -10,7 +10,7 @@ import numpy as np
 from . import ops
 from .plan import Plan
 
-__all__ = ["Backend", "Feed", "PerSample", "Program", "State", "Sums"]
+__all__ = ["Backend", "Feed", "PerSample", "Program", "State", "Steps", "Sums"]
 
 Array = np.ndarray
 
@@ -272,6 +272,31 @@ class Program(Protocol):
         """Outputs (n, O) with dropout off, or None. Safe from many threads at once."""
 
 
+class Steps(Protocol):
+    """The inner part of a program: training steps, where a backend fuses these and leaves the rest composed.
+
+    The bits of `run` are those of `accumulate` and `update`. Feeds have at least one row, no noise and inputs that
+    `takes` has accepted.
+    """
+
+    @property
+    def threads_used(self) -> int: ...
+
+    def takes(self, x: Array) -> bool:
+        """Whether these rows can be read as they lie; else they are converted beforehand."""
+
+    def run(self, feed: Feed, first: int, last: int, lrs: Array, budget: float, sums: Sums) -> int:
+        """As :meth:`Program.run`."""
+
+    def accumulate(
+        self, feed: Feed, first_row: int, gradient: Array | None, sums: Sums, rows: PerSample | None
+    ) -> Sums:
+        """As :meth:`Program.accumulate`."""
+
+    def update(self, gradient: Array, scale: float, lr: float) -> None:
+        """As :meth:`Program.update`."""
+
+
 class Backend(Protocol):
     """The four kernels. Outputs belong to the caller; inputs are trusted, `checks` has seen them."""
 
@@ -309,3 +334,6 @@ class Backend(Protocol):
 
     def program(self, plan: Plan, state: State, num_threads: int | None) -> Program | None:
         """A fused program, or None: `fastbatch.program` then composes one from the four kernels."""
+
+    def steps(self, plan: Plan, state: State, num_threads: int | None) -> Steps | None:
+        """Fused steps for the composed program, or None: it then makes them of kernels, too."""

@@ -1,6 +1,6 @@
 """Backends under test, and the promise that what CI names did run.
 
-FASTBATCH_EXPECT="c,reference,torch,sklearn,keras" fails the session when a backend or peer of that list is not
+FASTBATCH_EXPECT="c,reference,numba,torch,sklearn,keras" fails the session when a backend or peer of that list is not
 available, so that a skip cannot pass for a success.
 """
 

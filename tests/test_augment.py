@@ -12,7 +12,6 @@ import fastbatch as fb
 from fastbatch import ops
 from fastbatch.ops.random import gaussian
 from fastbatch.plan import make_plan
-from fastbatch.program import ComposedProgram
 from fastbatch.protocol import Feed, State, Sums
 
 BACKENDS = [row["name"] for row in fb.backends() if row["available"]]
@@ -63,8 +62,7 @@ def inputs_seen(subject: str, x, std: float = 0.25, threads: int = 1, order=None
     w[:], b[:] = np.eye(width), 0
     plan = make_plan(model, ops.get_loss("mse"), fb.SGD(0.0))
     state = State(model.parameters, np.zeros((0, model.num_parameters), np.float32), np.zeros(1, np.int64), 5)
-    backend = cases.SUBJECTS[subject]
-    program = backend.program(plan, state, threads) or ComposedProgram(plan, backend, state)
+    program = cases.program_of(subject, plan, state, threads)
     program.scale_inputs(np.full(width, 2, np.float32), np.zeros(width, np.float32))
     outputs = np.empty((len(x), width), np.float32)
     feed = Feed(x, np.zeros(x.shape, np.float32), order=order, batch=batch, outputs=outputs, noise=std)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import oracle
 import pytest
-from cases import DTYPES, FUSED, SUBJECTS
+from cases import C_TARGETS, DTYPES, SUBJECTS
 
 from fastbatch import ops
 
@@ -30,7 +30,7 @@ def flushed(z: np.ndarray) -> np.ndarray:
 
 
 def as_read(subject: str, z: np.ndarray) -> np.ndarray:
-    return flushed(z) if subject in FUSED else z
+    return flushed(z) if subject in C_TARGETS else z
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import oracle
 import pytest
-from cases import OPTIMIZERS, SUBJECTS, NetCase, few_nets, parametrize
+from cases import OPTIMIZERS, NetCase, few_nets, parametrize, program_of
 
 from fastbatch.arena import training_arena
-from fastbatch.program import ComposedProgram
 from fastbatch.protocol import Feed, PerSample, State, Sums
 
 
@@ -28,8 +27,7 @@ def test_everything_stays_inside_its_array(case):
     parameters, slots = oracle.Guarded(state.parameters), oracle.Guarded(state.slots)
     steps = oracle.Guarded(state.steps)
     state = State(parameters.array, slots.array, steps.array, state.seed)
-    backend = SUBJECTS[case.subject]
-    program = backend.program(plan, state, None) or ComposedProgram(plan, backend, state)
+    program = program_of(case.subject, plan, state)
     rows = 3 * case.B - 11
     feed = case.feed(rows)
     outputs = oracle.Guarded(np.zeros((rows, case.O), case.dtype))

@@ -17,7 +17,7 @@ from fastbatch.program import ComposedProgram
 from fastbatch.protocol import Feed, Sums
 
 LRS = np.full(100, 0.02)
-BACKENDS = [name for name in ("c", "reference") if any(subject.split("-")[0] == name for subject in SUBJECTS)]
+BACKENDS = [name for name in ("c", "numba", "reference") if any(subject.split("-")[0] == name for subject in SUBJECTS)]
 backends = pytest.mark.parametrize("backend", BACKENDS)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import DTYPES, FUSED, LOSS_NAMES, OPTIMIZERS, SHORT, SUBJECTS, loss_variants, supported
+from cases import C_TARGETS, DTYPES, LOSS_NAMES, OPTIMIZERS, SHORT, SUBJECTS, loss_variants, supported
 
 import fastbatch as fb
 from fastbatch import ops
@@ -18,7 +18,7 @@ from fastbatch.plan import Plan, Stage
 
 ROOT = Path(__file__).parents[1]
 OPS = ROOT / "csrc" / "ops"
-needs_c = pytest.mark.skipif(not FUSED, reason="the c backend is not available")
+needs_c = pytest.mark.skipif(not C_TARGETS, reason="the c backend is not available")
 
 
 def native():
@@ -111,8 +111,10 @@ def test_a_row_that_only_numpy_has(subject):
     plans["optimizers"] = plan_of(optimizer=Nameless())
     for what, plan in plans.items():
         reason = SUBJECTS[subject].supports(plan)
-        if subject in FUSED:
+        if subject in C_TARGETS:
             assert f"csrc/ops/{what}.def" in reason
+        elif subject == "numba":
+            assert f"fastbatch/backends/scalars/{what}.py" in reason
         else:
             assert reason is None
 
@@ -166,23 +168,23 @@ def test_targets_run_what_they_say():
             assert lanes[0] == 2 * lanes[1]
         else:
             with pytest.raises(fb.BackendError, match="cannot run it"):
-                type(SUBJECTS[FUSED[0]])(name)
+                type(SUBJECTS[C_TARGETS[0]])(name)
     # wider vectors for better targets, so that no two of them are the same code under two names
-    lanes = [SUBJECTS[name].shape("float32")[0] for name in FUSED]
+    lanes = [SUBJECTS[name].shape("float32")[0] for name in C_TARGETS]
     assert lanes == sorted(lanes)
     with pytest.raises(fb.BackendError, match=r"baselin.*did you mean 'baseline'"):
-        type(SUBJECTS[FUSED[0]])("baselin")
+        type(SUBJECTS[C_TARGETS[0]])("baselin")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_targets_are_different_code(dtype):
     """Where fused multiply-add differs from two roundings, at least two targets differ: the dispatch did dispatch."""
-    if len(FUSED) < 2:
+    if len(C_TARGETS) < 2:
         pytest.skip("one target only")
     rng = np.random.default_rng(1)
     x, w = rng.standard_normal((8, 64)).astype(dtype), rng.standard_normal((64, 64)).astype(dtype)
     bits = set()
-    for name in FUSED:
+    for name in C_TARGETS:
         a = np.empty((8, 64), dtype)
         SUBJECTS[name].dense_forward(x, w, None, ops.get_activation("identity"), a, None)
         bits.add(a.tobytes())

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import oracle
 import pytest
-from cases import FUSED, SUBJECTS, DenseCase, LossCase, NetCase, UpdateCase, few_nets, parametrize
+from cases import C_TARGETS, SUBJECTS, DenseCase, LossCase, NetCase, UpdateCase, few_nets, parametrize
 
 from fastbatch import ops
 from fastbatch.program import ComposedProgram
 from fastbatch.protocol import Sums
 
-HOST = FUSED[-1] if FUSED else "reference"
+HOST = C_TARGETS[-1] if C_TARGETS else "reference"
 
 
 class Mutant:

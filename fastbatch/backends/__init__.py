@@ -10,12 +10,13 @@ from ..errors import BackendError, did_you_mean, named_fields
 from ..plan import Plan
 from ..protocol import Backend
 
-__all__ = ["backends", "default_name", "get", "select", "set_backend"]
+__all__ = ["backends", "default_name", "get", "is_available", "select", "set_backend"]
 
-# name -> (module, class, device); the order is the preference of "auto"
+# name -> (module, class, device, what to do where it cannot be imported); the order is the preference of "auto"
 _TABLE = {
-    "c": ("native", "Native", "cpu"),
-    "reference": ("reference", "Reference", "cpu"),
+    "c": ("native", "Native", "cpu", "a compiler was missing at installation, or the package was not built in place"),
+    "numba": ("numba_cpu", "Numba", "cpu", "pip install 'fastbatch[numba]'"),
+    "reference": ("reference", "Reference", "cpu", ""),
 }
 
 _loaded: dict[str, Backend | str] = {}
@@ -25,11 +26,11 @@ _requested: str | None = None
 def _load(name: str) -> Backend | str:
     """The backend, or the reason why there is none."""
     if name not in _loaded:
-        module, cls, _ = _TABLE[name]
+        module, cls, _, advice = _TABLE[name]
         try:
             _loaded[name] = getattr(importlib.import_module(f"{__name__}.{module}"), cls)()
         except ImportError as error:
-            _loaded[name] = f"{error} (a compiler was missing at installation, or the package was not built in place)"
+            _loaded[name] = f"{error} ({advice})"
         except BackendError as error:  # asked for something that it does not have, such as FASTBATCH_TARGET
             _loaded[name] = str(error)
     return _loaded[name]
@@ -51,11 +52,16 @@ def backends() -> list[dict[str, object]]:
         "name", "available" (bool), "reason" why not (empty when available) and "device".
     """
     rows = []
-    for name, (_, _, device) in _TABLE.items():
+    for name, (_, _, device, _) in _TABLE.items():
         found = _load(name)
         missing = found if isinstance(found, str) else ""
         rows.append({"name": name, "available": not missing, "reason": missing, "device": device})
     return rows
+
+
+def is_available(name: str) -> bool:
+    """Whether there is a backend of that name here; loads no other."""
+    return name in _TABLE and not isinstance(_load(name), str)
 
 
 def get(name: str) -> Backend:
@@ -92,15 +98,16 @@ def select(name: str, plan: Plan) -> Backend:
         return backend
     if os.environ.get("FASTBATCH_TARGET"):
         get("c")  # a target was asked for: without it an error, not another backend
+    # one after the other: Numba takes half a second to import
+    candidates = (found for found in map(_load, _TABLE) if not isinstance(found, str))
+    chosen = next(backend for backend in candidates if backend.supports(plan) is None)
     missing = _load("c")
     if isinstance(missing, str):
+        instead = "is compiled by Numba, up to 2 times" if chosen.name == "numba" else "runs on NumPy, 10 to 100 times"
         warnings.warn(  # shown once per place by Python's own filter
-            f"fastbatch runs on NumPy, 10 to 100 times slower: {missing}; see `fastbatch info`",
-            RuntimeWarning,
-            stacklevel=2,
+            f"fastbatch {instead} slower: {missing}; see `fastbatch info`", RuntimeWarning, stacklevel=2
         )
-    candidates = [found for found in map(_load, _TABLE) if not isinstance(found, str)]
-    return next(backend for backend in candidates if backend.supports(plan) is None)
+    return chosen
 
 
 @named_fields

@@ -251,6 +251,9 @@ class Native:
         assert target is not None  # supports() has said so
         return FusedProgram(plan, state, target, num_threads)
 
+    def steps(self, plan: Plan, state: State, num_threads: int | None) -> None:
+        """Its programs are fused as a whole."""
+
 
 # Rows of a block in predict: its activations stay in L2 for networks a few hundred wide.
 _PREDICT_BLOCK = 128

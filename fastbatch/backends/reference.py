@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import ops
 from ..plan import Plan
-from ..protocol import Program, State, Sums
+from ..protocol import Program, State, Steps, Sums
 
 __all__ = ["Reference"]
 
@@ -67,4 +67,7 @@ class Reference:
         return ops.random.permutation(n, seed, epoch)
 
     def program(self, plan: Plan, state: State, num_threads: int | None) -> Program | None:
+        return None
+
+    def steps(self, plan: Plan, state: State, num_threads: int | None) -> Steps | None:
         return None

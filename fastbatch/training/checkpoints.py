@@ -13,8 +13,8 @@ import numpy as np
 from .. import checks, ops, storage
 from .._version import __version__
 from ..augment import AUGMENTATIONS
-from ..backends import backends
 from ..backends import get as get_backend
+from ..backends import is_available
 from ..errors import ArgumentError, CheckpointError, ShapeError
 from ..layers import LAYERS
 from ..model import OF_THE_TRAINER, model_from, model_parts
@@ -98,7 +98,7 @@ def load(cls: type[Trainer], path: str | os.PathLike, custom: Sequence[Callable]
             )
         state = storage.decode(coded, tensors, known)
         arguments = state["arguments"]
-        if not _available(arguments["backend"]):
+        if not is_available(arguments["backend"]):
             arguments["backend"] = "auto"  # warned of below
         trainer = cls(model_from(json.loads(metadata["model"]), tensors), **arguments)
         _fill(trainer, state)
@@ -111,10 +111,6 @@ def load(cls: type[Trainer], path: str | os.PathLike, custom: Sequence[Callable]
             stacklevel=4,  # the caller of Trainer.load
         )
     return trainer
-
-
-def _available(name: str) -> bool:
-    return any(row["name"] == name and row["available"] for row in backends())
 
 
 def _named(custom: Sequence[Callable]) -> dict[str, Callable]:

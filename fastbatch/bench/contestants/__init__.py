@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from ...errors import unknown_name
 from .contestant import Contestant
-from .fastbatch import Fastbatch
+from .fastbatch import Fastbatch, FastbatchNumba
 from .jax import JaxStep
 from .jax_scan import JaxScan
 from .numpy import NumPy
@@ -18,7 +18,15 @@ from .torch_compile import TorchCompile
 
 __all__ = ["CONTESTANTS", "Contestant", "Fastbatch", "select"]
 
-CONTESTANTS: tuple[type[Contestant], ...] = (Fastbatch, NumPy, TorchEager, TorchCompile, JaxStep, JaxScan)
+CONTESTANTS: tuple[type[Contestant], ...] = (
+    Fastbatch,
+    FastbatchNumba,
+    NumPy,
+    TorchEager,
+    TorchCompile,
+    JaxStep,
+    JaxScan,
+)
 
 
 def select(keys: Sequence[str] | None = None) -> list[type[Contestant]]:

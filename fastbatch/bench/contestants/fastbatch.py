@@ -1,6 +1,8 @@
-"""fastbatch: `Trainer.fit` on the c backend."""
+"""fastbatch: `Trainer.fit` on the c backend, and on the one that stands in for it."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from ...training import Trainer
 from ..workloads import Workload
 from .contestant import Contestant
 
-__all__ = ["Fastbatch", "trainer_of"]
+__all__ = ["Fastbatch", "FastbatchNumba", "trainer_of"]
 
 
 def trainer_of(workload: Workload, backend: str) -> Trainer:
@@ -27,9 +29,10 @@ def trainer_of(workload: Workload, backend: str) -> Trainer:
 class Fastbatch(Contestant):
     key = name = library = "fastbatch"
     color = "#0b6e99"
+    backend: ClassVar[str] = "c"
 
     def __init__(self, workload: Workload, X: np.ndarray, y: np.ndarray) -> None:
-        self.trainer = trainer_of(workload, "c")
+        self.trainer = trainer_of(workload, self.backend)
         self.X, self.y, self.batch = X, y, workload.batch
 
     @classmethod
@@ -49,6 +52,16 @@ class Fastbatch(Contestant):
         return history["loss"][0]
 
     def last_order(self) -> np.ndarray:
-        order = epoch_order(len(self.X), self.trainer.seed, self.trainer.epochs - 1, True, "c")
+        order = epoch_order(len(self.X), self.trainer.seed, self.trainer.epochs - 1, True, self.backend)
         assert order is not None
         return order
+
+
+class FastbatchNumba(Fastbatch):
+    key, name, library = "numba", "fastbatch on Numba", "numba"
+    color = "#6fb1cf"
+    backend = "numba"
+
+    @classmethod
+    def version(cls) -> str | None:
+        return super(Fastbatch, cls).version()
