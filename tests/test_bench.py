@@ -152,7 +152,10 @@ class BreaksLater(NumPy):
 
 def test_a_measurement_has_every_contestant_by_name():
     said = []
-    field = [Fastbatch, NumPy, Missing, Broken, NoTraining, BreaksLater]
+    class Elsewhere(Fastbatch):  # one of ours is no peer
+        key = name = "fastbatch elsewhere"
+
+    field = [Fastbatch, Elsewhere, NumPy, Missing, Broken, NoTraining, BreaksLater]
     found = measure(SMALL, field, peaks={str(n): 100.0 for n in range(1, 65)}, progress=said.append)
     entries = found["contestants"]
     assert list(entries) == [c.name for c in field]

@@ -46,7 +46,7 @@ def bench(
     quick, heavy : bool
         Fewer steps and, without `names`, four workloads; the heavy ones too.
     peers : sequence of str, optional
-        Keys of the peers; all by default.
+        Keys of the peers; by default all that are not fastbatch on another backend.
     samples : int, default 5
         Epochs per contestant and thread count.
     json_path, plot_path : path, optional

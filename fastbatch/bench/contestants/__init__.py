@@ -30,9 +30,11 @@ CONTESTANTS: tuple[type[Contestant], ...] = (
 
 
 def select(keys: Sequence[str] | None = None) -> list[type[Contestant]]:
-    """fastbatch and the peers with these keys, or all; ArgumentError for an unknown key."""
+    """fastbatch and the peers with these keys, or all of other projects; ArgumentError for an unknown key."""
     peers = {contestant.key: contestant for contestant in CONTESTANTS[1:]}
     for key in keys or ():
         if key not in peers:
             raise unknown_name("peer", key, peers)
-    return [Fastbatch, *(peer for key, peer in peers.items() if keys is None or key in keys)]
+    if keys is None:
+        keys = [key for key, peer in peers.items() if not issubclass(peer, Fastbatch)]
+    return [Fastbatch, *(peer for key, peer in peers.items() if key in keys)]
