@@ -152,6 +152,7 @@ class BreaksLater(NumPy):
 
 def test_a_measurement_has_every_contestant_by_name():
     said = []
+
     class Elsewhere(Fastbatch):  # one of ours is no peer
         key = name = "fastbatch elsewhere"
 
