@@ -72,7 +72,9 @@ def draw(found: dict, path: Path) -> None:
             for threads, style in ((1, "--"), (found["machine"]["cpus"], ":")):
                 roofline = [point["roofline_us"][str(threads)] for point in points]
                 axes.plot(at, roofline, style, color="#888888", lw=1, label=f"roofline, {threads} core(s)")
-            if axis != "threads":
+            if axis == "threads":
+                axes.set_xticks(at)
+            else:
                 axes.set_xscale("log", base=2)
             axes.set_yscale("log")
             axes.set(xlabel=axis, ylabel="us per step")

@@ -204,6 +204,43 @@ INLINE void transpose_(vec row[])
 
 INLINE wide wide_set(uint64_t x) { return x - (wide){0}; }
 
+/* Bytes as integers, one for each lane. gcc 12 makes a conversion of vectors of bytes lane by lane. */
+INLINE ivec from_bytes(const void *p)
+{
+#if defined(__x86_64__) && VEC_BYTES == 64 && REAL_IS_FLOAT
+    return (ivec)_mm512_cvtepu8_epi32(_mm_loadu_si128(p));
+#elif defined(__x86_64__) && VEC_BYTES == 64
+    return (ivec)_mm512_cvtepu8_epi64(_mm_loadl_epi64(p));
+#elif defined(__x86_64__) && VEC_BYTES == 32 && REAL_IS_FLOAT
+    return (ivec)_mm256_cvtepu8_epi32(_mm_loadl_epi64(p));
+#else
+    typedef uint8_t bytes __attribute__((vector_size(VEC_BYTES / sizeof(real)), aligned(1), may_alias));
+    return __builtin_convertvector(*(const bytes *)p, ivec);
+#endif
+}
+
+/* a[0] b[0] a[1] b[1] ... to p. In whole vectors: what is loaded next must not wait for stores of single words. */
+INLINE void store_pairs(uint64_t *p, wide a, wide b)
+{
+#if defined(__clang__)
+#define WIDE_SHUFFLE(...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define WIDE_SHUFFLE(...) __builtin_shuffle(a, b, (wide){__VA_ARGS__})
+#endif
+    typedef uint64_t wide_any __attribute__((vector_size(VEC_BYTES), aligned(8), may_alias));
+#if VEC_BYTES == 64
+    ((wide_any *)p)[0] = WIDE_SHUFFLE(0, 8, 1, 9, 2, 10, 3, 11);
+    ((wide_any *)p)[1] = WIDE_SHUFFLE(4, 12, 5, 13, 6, 14, 7, 15);
+#elif VEC_BYTES == 32
+    ((wide_any *)p)[0] = WIDE_SHUFFLE(0, 4, 1, 5);
+    ((wide_any *)p)[1] = WIDE_SHUFFLE(2, 6, 3, 7);
+#else
+    ((wide_any *)p)[0] = WIDE_SHUFFLE(0, 2);
+    ((wide_any *)p)[1] = WIDE_SHUFFLE(1, 3);
+#endif
+#undef WIDE_SHUFFLE
+}
+
 /* Product of the low halves; what is above them is ignored. */
 INLINE wide low_product(wide a, wide b)
 {
