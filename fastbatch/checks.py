@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from . import ops
+from .arrays import NUMBERS, as_array, is_foreign
 from .errors import ArgumentError, DataError, DTypeError, ShapeError, as_float
 
 __all__ = [
@@ -60,60 +61,17 @@ _SOURCE_DTYPES = frozenset(map(np.dtype, SOURCES))
 _SCAN = 1 << 19
 
 
-def as_array(value, where: str) -> Array:
-    """`value` as an array: itself, or a view of a tensor or array of another library on the CPU.
-
-    Raises
-    ------
-    ShapeError, DTypeError, DataError
-        For ragged rows, what cannot be looked at from here, and masked entries.
-    """
-    if type(value) is np.ndarray:
-        return value
-    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
-        raise DataError(f"{where}: expected no masked entries, got {np.ma.count_masked(value)}")
-    try:
-        if type(value).__module__ == "torch":  # its __array__ calls this, and takes a third longer
-            return value.numpy()
-        if hasattr(value, "__array__"):
-            return np.asarray(value)
-        if hasattr(value, "__dlpack__"):
-            return np.from_dlpack(value)
-    except (RuntimeError, TypeError, BufferError) as error:  # a tensor on another device, or with a gradient
-        raise DTypeError(f"{where}: expected what NumPy can look at, got {type(value).__name__}: {error}") from error
-    try:
-        return np.asarray(value)
-    except ValueError as error:
-        raise ShapeError(f"{where}: expected a rectangular array, got rows of different lengths") from error
-
-
-def is_foreign(value) -> bool:
-    """Whether this is a tensor or array of another library, to be looked at as it lies."""
-    return hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray)
-
-
 def as_real(value, where: str) -> Array:
     """`value` as an array of a real or integer dtype; ShapeError for ragged rows, DTypeError for anything else."""
     array = as_array(value, where)
-    if array.dtype.kind not in "fiub":
-        raise DTypeError(f"{where}: expected a real or integer dtype, got {_kind(value, array)}")
+    if array.dtype.kind not in NUMBERS:
+        got = str(array.dtype)
+        if hasattr(value, "tocsr"):
+            got = f"a sparse {type(value).__name__}; .toarray() makes it dense"
+        elif hasattr(value, "collect"):
+            got = f"a {type(value).__name__}; .collect() makes it a table"
+        raise DTypeError(f"{where}: expected a real or integer dtype, got {got}")
     return array
-
-
-def _kind(value, array: Array) -> str:
-    """What came instead of numbers: the dtype, the columns of a table, or a sparse matrix."""
-    if hasattr(value, "tocsr"):
-        return f"a sparse {type(value).__name__}; .toarray() makes it dense"
-    if array.ndim == 2 and hasattr(value, "dtypes") and hasattr(value, "columns"):
-        kinds = [getattr(dtype, "kind", "") for dtype in value.dtypes]  # "" is in every string: not pandas
-        columns = [str(name) for name, kind in zip(value.columns, kinds) if kind not in "fiub"]
-        if columns:
-            return f"{array.dtype}: look at the columns {', '.join(columns)}"
-    if array.dtype.kind == "O" and hasattr(value, "isna"):
-        missing = np.argwhere(np.asarray(value.isna()))
-        if len(missing):
-            return f"{array.dtype}: a value is missing in {_place(missing[0])}"
-    return str(array.dtype)
 
 
 def _convert(array: Array, dtype: str) -> Array:

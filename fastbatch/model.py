@@ -339,6 +339,39 @@ class Sequential:
         tensors, description = model_parts(self)
         storage.write(path, tensors, {"model": json.dumps(description)})
 
+    @named_keywords
+    def export_c(
+        self, path: str | os.PathLike, *, output: str = "outputs", input_scale=None, dtype: str | None = None
+    ) -> None:
+        """Write one C99 file that predicts: weights and two functions, math.h is all it needs.
+
+        ``void <name>_predict(const float *x, float *y)`` takes one row, ``<name>_predict_batch(x, y, rows)`` many;
+        `name` is that of the file, with ``_`` for what C does not take. They keep nothing between calls, so threads may
+        share them. The file is written beside `path` and renamed.
+
+        Parameters
+        ----------
+        path : path
+        output : {"outputs", "probabilities"}, default "outputs"
+            What :meth:`predict` or what :meth:`predict_proba` gives.
+        input_scale : (scale, shift), optional
+            What x is multiplied by and shifted to first, such as a trainer's ``input_scale``.
+        dtype : {"float32", "float64"}, optional
+            float or double; the model's own by default.
+
+        Raises
+        ------
+        ArgumentError
+            For a bad value, and for probabilities of a model whose loss has none.
+        DataError
+            For a parameter that is not finite in `dtype`.
+        OSError
+            When the file cannot be written; the old one is untouched.
+        """
+        from .c_source import c_source, name_of
+
+        storage.write_bytes(path, c_source(self, name_of(path), output, input_scale, dtype).encode())
+
 
 def model_parts(model: Sequential) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Tensors and description of a model, as files hold them."""

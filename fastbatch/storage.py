@@ -16,7 +16,18 @@ import numpy as np
 
 from .errors import ArgumentError, BackendError, CheckpointError, FastbatchError
 
-__all__ = ["FORMAT_VERSION", "checksum", "damaged", "decode", "encode", "names", "read", "write"]
+__all__ = [
+    "FORMAT_VERSION",
+    "checksum",
+    "damaged",
+    "decode",
+    "encode",
+    "folder_of",
+    "names",
+    "read",
+    "write",
+    "write_bytes",
+]
 
 FORMAT_VERSION = 1
 
@@ -30,18 +41,29 @@ _LONG = 64
 
 
 def write(path: str | os.PathLike, tensors: Tensors, metadata: dict[str, str]) -> None:
-    """Write one safetensors file at `path`, which is the old file or the new one and never half of either.
-
-    It is written beside `path`, synced, and renamed.
-    """
+    """Write one safetensors file at `path`, as :func:`write_bytes` does."""
     from safetensors.numpy import save
 
+    folder_of(path)  # told before anything is packed
+    write_bytes(path, save(tensors, {"format": "fastbatch", "format_version": str(FORMAT_VERSION), **metadata}))
+
+
+def folder_of(path: str | os.PathLike) -> Path:
+    """The folder in which a file can be put at `path`; an OSError says why it cannot, as far as that is known."""
     path = Path(path)
     if path.exists() and not path.is_file():  # a rename would put a file in the place of a device
         raise IsADirectoryError(f"{path}: expected a file or nothing there, got a folder or a device")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: expected a folder that exists, got {path.parent}")
-    data = save(tensors, {"format": "fastbatch", "format_version": str(FORMAT_VERSION), **metadata})
+    return path.parent
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Write one file at `path`, which is the old file or the new one and never half of either.
+
+    It is written beside `path`, synced, and renamed.
+    """
+    folder, path = folder_of(path), Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -52,7 +74,7 @@ def write(path: str | os.PathLike, tensors: Tensors, metadata: dict[str, str]) -
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    _sync_folder(folder)
 
 
 def _sync_folder(folder: Path) -> None:

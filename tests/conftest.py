@@ -1,7 +1,7 @@
 """Backends under test, and the promise that what CI names did run.
 
-FASTBATCH_EXPECT="c,reference,numba,torch,sklearn,keras" fails the session when a backend or peer of that list is not
-available, so that a skip cannot pass for a success.
+FASTBATCH_EXPECT="c,reference,numba,torch,sklearn,keras,cc" fails the session when a backend, a peer or the C compiler
+of that list is not available, so that a skip cannot pass for a success.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import importlib
 import os
+import shutil
 import sys
 
 import cases
@@ -31,6 +32,9 @@ def _missing(expected: str) -> list[str]:
             missing += [f"backend {name}: {known[name]}"] * bool(known[name])
         elif name.partition("-")[0] in known:  # a target, such as c-avx2
             missing += [f"target {name}: not usable here"] * (name not in cases.SUBJECTS)
+        elif name == "cc":
+            compiler = os.environ.get("CC", "cc")
+            missing += [f"compiler {compiler}: not installed"] * (not shutil.which(compiler))
         else:
             try:
                 importlib.import_module(name)

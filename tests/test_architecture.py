@@ -163,6 +163,7 @@ def test_importing_is_light():
     """Optional libraries are imported inside functions only, but for those that a door is named after."""
     optional = {"torch", "jax", "threadpoolctl", "sklearn", "scipy", "matplotlib", "tqdm", "pandas", "safetensors"}
     compiler = {"numba", "llvmlite"}  # of modules that are loaded when their backend is
+    optional |= {"onnx", "polars", "pyarrow"}
     for module, path in MODULES.items():
         tops = ast.parse(path.read_text()).body
         for node in tops:

@@ -13,6 +13,7 @@ import fastbatch as fb
 from fastbatch.cli import main
 
 OPTIONAL = ["torch", "jax", "sklearn", "matplotlib", "pandas", "tqdm", "safetensors", "numba", "scipy", "threadpoolctl"]
+OPTIONAL += ["onnx", "polars", "pyarrow"]
 
 
 def _run(*arguments, **environment):

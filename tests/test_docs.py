@@ -29,6 +29,8 @@ NEEDS = {
     "docs/migrating.md": ("sklearn",),
     "docs/migrating_torch.md": ("torch",),
     "docs/migrating_keras.md": ("keras",),
+    "docs/exporting.md": ("onnx", "onnxruntime"),
+    "docs/tables.md": ("pyarrow",),
 }
 WITHOUT_EXAMPLE = {"docs/README.md": "a list of the others", "docs/accuracy.md": "generated"}
 LINKED = [*PAGES, *map(ROOT.joinpath, ("CONTRIBUTING.md", "DESIGN.md", "tests/README.md", "examples/README.md"))]

@@ -146,7 +146,7 @@ def test_values_that_are_missing_in_a_table_are_named():
     pandas = pytest.importorskip("pandas")
     table = pandas.DataFrame(X).astype("Float64")
     table.iloc[3, 1] = pandas.NA
-    with pytest.raises(fb.DTypeError, match=r"X: expected a real .* a value is missing in row 3, column 1"):
+    with pytest.raises(fb.DataError, match="X: expected finite numbers, got nan in row 3, column 1"):
         make_trainer().fit(table, Y)
 
 
