@@ -50,9 +50,10 @@ def gradient_of(made, feed: Feed, first_row: int = FIRST_ROW, rows: PerSample | 
     return gradient
 
 
-def assert_close(got, exact, share: float, what: str) -> None:
+def assert_close(got, exact, share: float, what: str, largest: float = 0.0) -> None:
+    """`largest` of the other rows: next to the root of a slope a delta is a difference of terms as large as theirs."""
     exact = np.asarray(exact, np.float64)
-    oracle.assert_within(np.asarray(got), exact, share * np.abs(exact) + 1e-30, what)
+    oracle.assert_within(np.asarray(got), exact, share * (np.abs(exact) + 1e-4 * largest) + 1e-30, what)
 
 
 def check_per_sample(case: NetCase, made: tuple | None = None) -> None:
@@ -81,9 +82,11 @@ def check_per_sample(case: NetCase, made: tuple | None = None) -> None:
                 if offset is not None
             }
             where = f"{case.id}: row {i}, dense stage {k}"
-            assert_close(rows.input_norms[k, i] * rows.delta_norms[k, i], squares["w"], share, f"{where}: dw")
+            deltas = rows.delta_norms[k]
+            products = rows.input_norms[k] * deltas
+            assert_close(products[i], squares["w"], share, f"{where}: dw", products.max())
             if stage.b is not None:
-                assert_close(rows.delta_norms[k, i], squares["b"], share, f"{where}: db")
+                assert_close(deltas[i], squares["b"], share, f"{where}: db", deltas.max())
         own = [t for name, t in oracle.tensors(plan, alone).items() if name.endswith(("gamma", "beta"))]
         expected.norm_norms[i] = sum(np.square(t, dtype=np.float64).sum() for t in own)
     assert_close(rows.loss, expected.loss, share, f"{case.id}: loss")
