@@ -227,6 +227,28 @@ typedef struct fb_kernels {
 } fb_kernels;
 
 /* -- registries (registry.c): names in row order, NULL at the end --------------------------------------------------- */
+/* Rows from FB_OWN on are a user's own operations, whose functions are compiled elsewhere and work on `n` contiguous
+ * elements of one dtype: of an activation value(n, a), in place, and slope(n, saved, d), which multiplies d; of a loss
+ * elements(n, a, y, values, slopes); of an optimizer prepare(lr, t, hyper, constants) and
+ * move(n, p, g, slots, stride, constants). */
+#define FB_OWN (1 << 16)
+#define FB_MOST_OWN 1024
+typedef void (*fb_own_value)(int64_t, void *);
+typedef void (*fb_own_slope)(int64_t, const void *, void *);
+typedef void (*fb_own_loss)(int64_t, const void *, const void *, void *, void *);
+typedef void (*fb_own_prepare)(double, double, const double *, double *);
+typedef void (*fb_own_move)(int64_t, void *, const void *, void *, int64_t, const double *);
+typedef union fb_own {
+    void *address;
+    fb_own_value value;
+    fb_own_slope slope;
+    fb_own_loss loss;
+    fb_own_prepare prepare;
+    fb_own_move move;
+} fb_own;
+extern fb_own fb_own_rows[FB_MOST_OWN][2];
+/* The row of an operation of these functions; -1 where there are FB_MOST_OWN. Not for two threads at once. */
+int fb_register(void *first, void *second);
 extern const char *const fb_activation_names[];
 extern const char *const fb_loss_names[];
 extern const char *const fb_source_names[];

@@ -93,6 +93,17 @@ static double momenta(double b, double warmth, int64_t t)
 #include "ops/optimizers.def"
 #undef OPTIMIZER
 
+fb_own fb_own_rows[FB_MOST_OWN][2];
+
+int fb_register(void *first, void *second)
+{
+    static int count;
+    if (count == FB_MOST_OWN) return -1;
+    fb_own_rows[count][0].address = first;
+    fb_own_rows[count][1].address = second;
+    return FB_OWN + count++;
+}
+
 void fb_prepare(const fb_optimizer *optimizer, double lr, int64_t t, double scale, const double *norms,
                 double *constants)
 {
@@ -103,6 +114,10 @@ void fb_prepare(const fb_optimizer *optimizer, double lr, int64_t t, double scal
     lr *= optimizer->lr_factor;
     constants[FB_L1] = optimizer->l1;
     constants[FB_AHEAD] = lr * optimizer->ahead;
+    if (optimizer->rule >= FB_OWN) {
+        fb_own_rows[optimizer->rule - FB_OWN][0].prepare(lr, (double)t, hyper, constants);
+        return;
+    }
 #define OPTIMIZER(name, slot_count, normed, hyper_names, constant_names, prepare, body)                                \
     if (optimizer->rule == rule++) {                                                                                   \
         prepare_##name((const void *)hyper, lr, t, norms, (void *)constants);                                          \
@@ -117,7 +132,7 @@ void fb_update_tensor(const fb_kernels *kernels, const fb_optimizer *optimizer, 
 {
     double norms[2] = {0}, constants[FB_MAX_CONSTANTS] = {0};
     fb_prepare(optimizer, lr, t, scale, norms, constants);
-    if (fb_optimizer_normed[optimizer->rule]) {
+    if (optimizer->rule < FB_OWN && fb_optimizer_normed[optimizer->rule]) {
         for (int64_t i = 0; i < slice.n; i += FB_NORM_BLOCK) {
             double part[2];
             kernels->update_norms((int)optimizer->rule, constants, scale, fb_part_of(kernels, slice, i), part);

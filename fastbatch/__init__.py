@@ -3,6 +3,7 @@
 from . import augment, batching, schedules
 from ._version import __version__
 from .backends import backends, set_backend
+from .custom import activation, loss, optimizer
 from .errors import (
     ArgumentError,
     BackendError,
@@ -78,6 +79,7 @@ __all__ = [
     "TensorBoard",
     "Trainer",
     "__version__",
+    "activation",
     "augment",
     "backends",
     "batching",
@@ -85,7 +87,9 @@ __all__ = [
     "info",
     "kernels",
     "load",
+    "loss",
     "losses",
+    "optimizer",
     "schedules",
     "set_backend",
     "set_num_threads",

@@ -43,6 +43,7 @@ cdef extern from "fastbatch.h" nogil:
     const char **fb_optimizer_names
     const char **fb_optimizer_hyper
     const int *fb_optimizer_normed
+    int fb_register(void *, void *)
     void fb_update_tensor(const fb_kernels *, const fb_optimizer *, double, int64_t, double, fb_slice)
     ctypedef struct fb_target:
         const char *name

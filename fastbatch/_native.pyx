@@ -38,6 +38,11 @@ optimizers = dict(zip(_names(<const char **>fb_optimizer_names), [tuple(text.spl
 normed = [name for row, name in enumerate(optimizers) if fb_optimizer_normed[row]]
 
 
+def register(size_t first, size_t second):
+    """Row of an operation of a user's own, from the addresses of its functions; -1 where there is no room."""
+    return fb_register(<void *>first, <void *>second)
+
+
 def targets():
     """Names of the compiled targets and whether this CPU can run them, best last."""
     cdef const fb_target *row = fb_targets()

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from . import checks, memory, ops, storage
-from .errors import ArgumentError, ShapeError, did_you_mean, named_keywords, unknown_name
+from .errors import ArgumentError, CheckpointError, ShapeError, did_you_mean, named_keywords, unknown_name
 from .layers import BUFFERED, LAYERS, NAMES, Activation, BatchNorm, Dense, Dropout, Layer, LayerNorm, layout
 
 __all__ = ["MLP", "Sequential", "load"]
@@ -413,6 +413,7 @@ def load(path: str | os.PathLike) -> Sequential:
 def model_from(description: dict, tensors: dict[str, np.ndarray]) -> Sequential:
     """The model that :func:`model_parts` took apart; tensors of a trainer's own are left alone."""
     tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(OF_THE_TRAINER)}
+    _check_names(description)
     layers = [LAYERS[name](**fields) for name, fields in description["layers"]]
     parts = layout(layers, description["input_size"])
     shapes = {part.key: part.shape for part in parts}
@@ -428,6 +429,20 @@ def model_from(description: dict, tensors: dict[str, np.ndarray]) -> Sequential:
         name, fields = description["loss"]
         model.loss = ops.LOSSES[name](**fields)
     return model
+
+
+def _check_names(description: dict) -> None:
+    """CheckpointError that names what a user has to register before this model can be loaded."""
+    own = [fields.get("activation", fields.get("name")) for _, fields in description["layers"]]
+    missing = [f"activation {name!r}" for name in own if name is not None and name not in ops.ACTIVATIONS]
+    match description["loss"]:
+        case [str(name), dict()] if name not in ops.LOSSES:
+            missing.append(f"loss {name!r}")
+    if missing:
+        raise CheckpointError(
+            f"the model needs the custom {' and '.join(dict.fromkeys(missing))}, which nobody has registered here: run "
+            "the module that defines it with @fb.activation or @fb.loss before load"
+        )
 
 
 _NORMS: dict[str, type[Layer]] = {"layer": LayerNorm, "batch": BatchNorm}

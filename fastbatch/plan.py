@@ -11,7 +11,7 @@ from .errors import ArgumentError
 from .layers import Activation, BatchNorm, Dense, Dropout, LayerNorm
 from .model import Sequential
 
-__all__ = ["Norm", "Plan", "Segment", "Stage", "check_micro_batch", "make_plan"]
+__all__ = ["Norm", "Plan", "Segment", "Stage", "check_derivatives", "check_micro_batch", "make_plan"]
 
 # Parameters up to which activations are more to exchange between threads than gradients are: 32 KiB of float32, in L1.
 # Of float64 both are twice as much.
@@ -251,6 +251,16 @@ def make_plan(
     plan = Plan(tuple(stages), model.dtype, loss, optimizer, offset, precision, max_norm, clip_value)
     _ = plan.segments  # complains about layers and tensors that are not there
     return plan
+
+
+def check_derivatives(plan: Plan) -> None:
+    """ArgumentError where something of a user's own has no derivative: it can predict only."""
+    for kind, formula in [*(("activation", s.activation.formula) for s in plan.stages), ("loss", plan.loss.formula)]:
+        if formula is not None and formula.slope is None:
+            raise ArgumentError(
+                f"Trainer: expected a derivative of {kind} {formula.name!r} to train with, got none; "
+                f"register it with @fb.{kind}(derivative=...)"
+            )
 
 
 def check_micro_batch(plan: Plan, size: int, rows: int, where: str = "micro_batch_size") -> None:

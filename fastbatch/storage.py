@@ -143,8 +143,10 @@ def damaged(path: str | os.PathLike, what: str) -> Iterator[None]:
     """Within it, an error of values that a file holds is a CheckpointError that names `path` and `what`."""
     try:
         yield
-    except (CheckpointError, BackendError):  # says itself what is wrong
-        raise
+    except (CheckpointError, BackendError) as error:  # says itself what is wrong
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
     except (FastbatchError, LookupError, AttributeError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: the {what} is damaged: {type(error).__name__}: {error}") from error
 

@@ -83,7 +83,7 @@ def loss_row(row: ops.Loss, outputs: int, dtype: str) -> dict[str, Array]:
 
 def segments_of(found) -> dict[str, Array]:
     """fb_segment as int64, which is how it is aligned, and the rule by name, for the driver to check its number."""
-    table = np.frombuffer(native._segments(found).tobytes(), np.int64)
+    table = np.frombuffer(native._segments(found, "float32").tobytes(), np.int64)
     return {"segments": table, "rule": text(found[0].optimizer.rule)}
 
 

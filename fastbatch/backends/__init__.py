@@ -102,6 +102,8 @@ def select(name: str, plan: Plan) -> Backend:
     candidates = (found for found in map(_load, _TABLE) if not isinstance(found, str))
     chosen = next(backend for backend in candidates if backend.supports(plan) is None)
     missing = _load("c")
+    if not isinstance(missing, str) and chosen.name == "reference":
+        missing = get("c").supports(plan) or ""
     if isinstance(missing, str):
         instead = "is compiled by Numba, up to 2 times" if chosen.name == "numba" else "runs on NumPy, 10 to 100 times"
         warnings.warn(  # shown once per place by Python's own filter

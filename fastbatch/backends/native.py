@@ -14,6 +14,7 @@ from ..arena import inference_arena, training_arena
 from ..errors import ArgumentError, BackendError, DivergenceError, did_you_mean
 from ..plan import Plan, Segment
 from ..protocol import Feed, PerSample, State, Sums
+from .native_own import Rows, missing
 
 __all__ = ["FusedProgram", "Native"]
 
@@ -22,6 +23,7 @@ Array = np.ndarray
 _ACTIVATIONS = {name: row for row, name in enumerate(_native.activations)}
 _LOSSES = {name: row for row, name in enumerate(_native.losses)}
 _OPTIMIZERS = {name: row for row, name in enumerate(_native.optimizers)}
+_ROWS = Rows(_native.register, _ACTIVATIONS, _LOSSES, _OPTIMIZERS)
 
 
 def _choose_target(name: str | None) -> str:
@@ -51,14 +53,14 @@ SEGMENT_DTYPE = np.dtype(
 )
 
 
-def _segments(segments: Sequence[Segment]) -> Array:
+def _segments(segments: Sequence[Segment], dtype: str) -> Array:
     table = np.zeros(len(segments), SEGMENT_DTYPE)
     for row, segment in zip(table, segments):
         optimizer, constants = segment.optimizer, segment.optimizer.constants()
-        row["begin"], row["end"], row["rule"] = segment.begin, segment.end, _OPTIMIZERS[optimizer.rule]
+        row["begin"], row["end"], row["rule"] = segment.begin, segment.end, _ROWS.rule(optimizer, dtype)
         row["l1"], row["lr_factor"], row["by_weight"] = optimizer.l1, segment.lr_factor, optimizer.by_weight
         row["ahead"] = optimizer.ahead
-        names = _native.optimizers[optimizer.rule]
+        names = list(constants) if optimizer.formula is not None else _native.optimizers[optimizer.rule]
         row["hyper"][: len(names)] = [constants[name] for name in names]
     return table
 
@@ -163,12 +165,15 @@ class Native:
         return self._kernels[dtype].shape
 
     def supports(self, plan: Plan) -> str | None:
+        reason = missing(plan)
+        if reason is not None:
+            return reason
         for stage in plan.stages:
-            if stage.activation.name not in _ACTIVATIONS:
+            if stage.activation.formula is None and stage.activation.name not in _ACTIVATIONS:
                 return f"activation {stage.activation.name!r} has no row in csrc/ops/activations.def"
-        if plan.loss.name not in _LOSSES:
+        if plan.loss.formula is None and plan.loss.name not in _LOSSES:
             return f"loss {plan.loss.name!r} has no row in csrc/ops/losses.def"
-        if plan.optimizer.rule not in _OPTIMIZERS:
+        if plan.optimizer.formula is None and plan.optimizer.rule not in _OPTIMIZERS:
             return f"optimizer rule {plan.optimizer.rule!r} has no row in csrc/ops/optimizers.def"
         return self._bf16_refusal(plan) if plan.precision == "bf16" else None
 
@@ -202,7 +207,8 @@ class Native:
     def dense_forward(
         self, x: Array, w: Array, b: Array | None, activation: ops.Activation, a: Array, z: Array | None
     ) -> None:
-        self._kernels[x.dtype.name].dense_forward(x, w, b, _ACTIVATIONS[activation.name], a if z is None else z, a)
+        row = _ROWS.activation(activation, x.dtype.name)
+        self._kernels[x.dtype.name].dense_forward(x, w, b, row, a if z is None else z, a)
 
     def dense_backward(
         self,
@@ -218,7 +224,7 @@ class Native:
         dz, kernels = da, self._kernels[x.dtype.name]
         if activation.saves != "none":
             dz = da.copy()
-            kernels.slope(_ACTIVATIONS[activation.name], saved, dz)
+            kernels.slope(_ROWS.activation(activation, x.dtype.name), saved, dz)
         kernels.dense_backward(dz, x, w, dw, db, dx)
 
     def loss(self, a: Array, y: Array, loss: ops.Loss, weight: Array | None, da: Array) -> Sums:
@@ -232,12 +238,13 @@ class Native:
                 share = weight * per_output[labels]
         row_loss = np.empty(len(a))
         self._kernels[a.dtype.name].loss(
-            _LOSSES[loss.name], loss.parameter, per_output, loss.divisors(a.shape[1]), a, y, weight, da, row_loss
-        )
+            _ROWS.loss(loss, a.dtype.name), loss.parameter, per_output, loss.divisors(a.shape[1]), a, y, weight,
+            da, row_loss,
+        )  # fmt: skip
         return Sums(float(row_loss.sum()), float(share.sum()))
 
     def update(self, optimizer: ops.Optimizer, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
-        segments = _segments([Segment(0, len(p), optimizer, 1.0)])
+        segments = _segments([Segment(0, len(p), optimizer, 1.0)], p.dtype.name)
         self._kernels[p.dtype.name].update(segments, lr, t, p, g, slots)
 
     def permutation(self, n: int, seed: int, epoch: int) -> Array:
@@ -282,7 +289,7 @@ class FusedProgram:
         self._rows = self._threads_reserved = -1
         self._training = self._network(1.0)
         self._inference = self._network(_FORWARD)
-        self._inference_arena = inference_arena(plan, _PREDICT_BLOCK, _ACTIVATIONS)
+        self._inference_arena = inference_arena(plan, _PREDICT_BLOCK, _ROWS.activations(plan))
         self._inference.place(self._inference_arena, None, None)
         # bound methods of the extension, without a frame of Python in between
         self.fast_step, self.fast_predict = self._training.fast_step, self._inference.fast_predict
@@ -297,11 +304,11 @@ class FusedProgram:
             state.buffers,
             state.steps,
             state.seed,
-            _LOSSES[plan.loss.name],
+            _ROWS.loss(plan.loss, plan.dtype),
             plan.loss.parameter,
             _per_output(plan.loss, plan.outputs, plan.dtype),
             plan.loss.divisors(plan.outputs),
-            _segments(plan.segments),
+            _segments(plan.segments, plan.dtype),
             plan.is_uniform,
             _norms(plan),
             _units(plan),
@@ -323,8 +330,9 @@ class FusedProgram:
         if rows > self._rows or threads_ > self._threads_reserved:
             rows, threads_ = max(rows, self._rows), max(threads_, self._threads_reserved)
             arena = training_arena(
-                self.plan, rows, _ACTIVATIONS, _native.UPDATE_BLOCK, _native.PARTS, threads_, _native.STATISTICS
-            )
+                self.plan, rows, _ROWS.activations(self.plan), _native.UPDATE_BLOCK, _native.PARTS,
+                threads_, _native.STATISTICS,
+            )  # fmt: skip
             self._training.place(arena, memory.zeros(arena.nbytes, np.uint8), np.empty(rows, np.int64))
             self._rows, self._threads_reserved = rows, threads_
 
@@ -338,7 +346,7 @@ class FusedProgram:
             network.scale_inputs(scale, shift)
 
     def retune(self, plan: Plan) -> None:
-        table, norms = _segments(plan.segments), _norms(plan)
+        table, norms = _segments(plan.segments, plan.dtype), _norms(plan)
         for network in (self._training, self._inference):
             network.update_by(table, plan.is_uniform, norms, any(plan.column_limits))
         before, self.plan = self.plan, plan

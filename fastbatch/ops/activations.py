@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .formula import Formula
+
 __all__ = ["ACTIVATIONS", "SYNONYMS", "Activation"]
 
 Array = np.ndarray
@@ -36,6 +38,8 @@ class Activation:
         Points where the derivative jumps; difference checks stay away from them.
     ulp : float
         Budget for an implementation in either dtype, in units in the last place of ``max(|a|, |z| |slope|)``.
+    formula : Formula or None
+        Of one of a user's own.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Activation:
     gain: str
     kinks: tuple[float, ...] = ()
     ulp: float = 8.0
+    formula: Formula | None = None
 
 
 def _sigmoid(z: Array) -> Array:

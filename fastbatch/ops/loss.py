@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..errors import ArgumentError, as_float
+from .formula import Formula
 from .semantics import check_semantics
 
 __all__ = ["Loss", "between", "weights"]
@@ -40,12 +41,15 @@ class Loss:
         Outputs are the logarithm of what they predict.
     kinks : tuple of float
         Values of ``a - y`` where the slope jumps.
+    formula : Formula or None
+        Of one of a user's own.
     """
 
     name: ClassVar[str]
     targets: ClassVar[str] = "values"
     kinks: ClassVar[tuple[float, ...]] = ()
     log_link: ClassVar[bool] = False
+    formula: ClassVar[Formula | None] = None
 
     semantics: str = field(default="torch", kw_only=True)
 

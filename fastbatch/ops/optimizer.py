@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import ArgumentError, as_float, did_you_mean, unknown_name
 from ..schedules import Schedule
+from .formula import Formula
 from .semantics import check_semantics
 
 __all__ = ["Optimizer", "hold_columns"]
@@ -58,6 +59,8 @@ class Optimizer:
         Whether the rate depends on norms of the whole tensor, so that tensors are updated one by one.
     shrinks : bool
         Whether weight_decay is no part of the gradient, but shrinks the parameter by ``lr * weight_decay``.
+    formula : Formula or None
+        Of one of a user's own.
     """
 
     lr: float | Schedule = 1e-3
@@ -71,6 +74,7 @@ class Optimizer:
     rule: ClassVar[str]
     normed: ClassVar[bool] = False
     shrinks: ClassVar[bool] = False
+    formula: ClassVar[Formula | None] = None
 
     def __post_init__(self) -> None:
         for each in fields(self):

@@ -94,7 +94,8 @@ def load(cls: type[Trainer], path: str | os.PathLike, custom: Sequence[Callable]
         if missing:
             raise CheckpointError(
                 f"{path}: expected the functions and classes {', '.join(missing)}, which it names, got none; pass them "
-                f"in Trainer.load(path, custom=[{', '.join(missing)}])"
+                f"in Trainer.load(path, custom=[{', '.join(missing)}]), or register them "
+                "with @fb.loss or @fb.optimizer before"
             )
         state = storage.decode(coded, tensors, known)
         arguments = state["arguments"]

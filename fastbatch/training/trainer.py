@@ -16,7 +16,7 @@ from ..batching import Grow, as_plain
 from ..errors import ArgumentError, DivergenceError, FastbatchError, named_keywords, unknown_name
 from ..layers import Dense
 from ..model import Sequential
-from ..plan import make_plan
+from ..plan import check_derivatives, make_plan
 from ..program import make_program, predict_rows
 from ..protocol import State
 from . import checkpoints
@@ -170,6 +170,7 @@ class Trainer(Steps):
         self._plan = make_plan(
             self.model, self.loss, self.optimizer, self.precision, self.max_grad_norm, self.clip_value
         )
+        check_derivatives(self._plan)
         self.backend, self._program = make_program(self._plan, state, backend, self.num_threads)
         self._busy = Exclusive(self._program.lock)
         self._forward_shape: tuple[int, int] | None = None

@@ -10,6 +10,7 @@ from ...protocol import Program, State, Sums
 from .. import scalars
 from . import entries
 from .machine import VECTOR_BYTES
+from .own import hyper_of, loss_number, row_number, rule_number
 from .passes import ACTIVATION_INDEX, LOSS_INDEX, NORMED, OPTIMIZER_INDEX
 from .steps import Steps, address, loss_constants, loss_weights
 from .tiles import PANEL, ROWS
@@ -28,6 +29,10 @@ def _call(verb: int, dtype: str, numbers: list[int], values: tuple[float, ...] =
     entries.of(dtype)(verb, one, frame, stages, segments, np.array(numbers, np.int64), given, 0, 1)
 
 
+def _number(activation: ops.Activation, dtype: str) -> int:
+    return row_number(ACTIVATION_INDEX, activation, dtype)
+
+
 class Numba:
     name = "numba"
 
@@ -41,11 +46,11 @@ class Numba:
             return "precision bf16 lives in the c backend"
         where = "fastbatch/backends/scalars"
         for stage in plan.stages:
-            if stage.activation.name not in ACTIVATION_INDEX:
+            if stage.activation.formula is None and stage.activation.name not in ACTIVATION_INDEX:
                 return f"activation {stage.activation.name!r} has no row in {where}/activations.py"
-        if plan.loss.name not in LOSS_INDEX:
+        if plan.loss.formula is None and plan.loss.name not in LOSS_INDEX:
             return f"loss {plan.loss.name!r} has no row in {where}/losses.py"
-        if plan.optimizer.rule not in OPTIMIZER_INDEX:
+        if plan.optimizer.formula is None and plan.optimizer.rule not in OPTIMIZER_INDEX:
             return f"optimizer rule {plan.optimizer.rule!r} has no row in {where}/optimizers.py"
         return None
 
@@ -57,7 +62,7 @@ class Numba:
         b = np.zeros(w.shape[1], w.dtype) if b is None else b
         panel = memory.zeros(PANEL, np.uint8)
         arrays = (address(v) for v in (x, w, b, a if z is None else z, a, panel))
-        _call(entries.FORWARD, x.dtype.name, [len(x), *w.shape, *arrays, ACTIVATION_INDEX[activation.name]])
+        _call(entries.FORWARD, x.dtype.name, [len(x), *w.shape, *arrays, _number(activation, x.dtype.name)])
 
     def dense_backward(
         self,
@@ -75,7 +80,7 @@ class Numba:
         dz = da if saved is None else da.copy()
         panel, zeros = memory.zeros(PANEL, np.uint8), np.zeros(w.shape[0], w.dtype)
         arrays = [address(v) for v in (x, w, dz, dw, db, dx)]
-        index = ACTIVATION_INDEX[activation.name]
+        index = _number(activation, x.dtype.name)
         last = [index, address(saved), address(panel), address(zeros)]
         _call(entries.BACKWARD, x.dtype.name, [len(x), *w.shape, *arrays, *last])
 
@@ -90,21 +95,22 @@ class Numba:
         row_loss, values = np.empty(rows), np.empty(outputs, a.dtype)
         arrays = [address(v) for v in (a, targets, labels, weights, weight, da, row_loss, values)]
         constants = (*loss_constants(loss), loss.parameter, *loss.divisors(outputs))
-        _call(entries.LOSS, a.dtype.name, [rows, outputs, LOSS_INDEX[loss.name], *arrays], constants)
+        _call(
+            entries.LOSS, a.dtype.name, [rows, outputs, loss_number(LOSS_INDEX, loss, a.dtype.name), *arrays], constants
+        )
         return Sums(float(row_loss.sum()), float(share.sum()))
 
     def update(self, optimizer: ops.Optimizer, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
-        constants, names = optimizer.constants(), scalars.OPTIMIZERS[optimizer.rule].hyper
-        hyper, spare = np.zeros(scalars.HYPERS), np.empty(scalars.CONSTANTS)
-        hyper[: len(names)] = [constants[name] for name in names]
+        values, hyper, spare = hyper_of(optimizer), np.zeros(scalars.HYPERS), np.empty(scalars.CONSTANTS)
+        hyper[: len(values)] = values
         if optimizer.l1:
             g = g + p.dtype.type(optimizer.l1) * np.sign(p)
         if optimizer.ahead:
             p -= p.dtype.type(lr * optimizer.ahead) * p
         u = np.empty_like(p)
         arrays = [address(v) for v in (p, g, slots, hyper, spare, u)]
-        index = OPTIMIZER_INDEX[optimizer.rule]
-        _call(entries.MOVE, p.dtype.name, [len(p), index, *arrays, t, NORMED[optimizer.rule]], (lr,))
+        index = rule_number(OPTIMIZER_INDEX, optimizer, p.dtype.name)
+        _call(entries.MOVE, p.dtype.name, [len(p), index, *arrays, t, NORMED.get(optimizer.rule, 0)], (lr,))
 
     def permutation(self, n: int, seed: int, epoch: int) -> Array:
         order = np.arange(n, dtype=np.int64)

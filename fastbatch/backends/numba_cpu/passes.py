@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 
 from .. import scalars
-from .machine import apart, inner, plus, switch
+from .machine import apart, inner, plus, pointer, switch
+from .own import call_loss, call_move, call_prepare, call_slope, call_value
 
 __all__ = [
     "ACTIVATION_INDEX", "LOSS_INDEX", "NORMED", "OPTIMIZER_INDEX", "activate", "add_rows", "constants_of", "copy",
@@ -19,6 +20,7 @@ __all__ = [
 ACTIVATION_INDEX = {name: row for row, name in enumerate(scalars.ACTIVATIONS)}
 LOSS_INDEX = {name: row for row, name in enumerate([*scalars.ELEMENT_LOSSES, *scalars.ROW_LOSSES])}
 OPTIMIZER_INDEX = {name: row for row, name in enumerate(scalars.OPTIMIZERS)}
+MOST_ROWS = 4096  # numbers above are addresses, of operations of a user's own
 
 u64, f64 = np.uint64, np.float64  # float() of a float32 is one, too
 
@@ -89,8 +91,24 @@ def _slope_loop(slope: Callable) -> Callable:
     return loop
 
 
-activate = switch([_value_loop(value) for value, _ in scalars.ACTIVATIONS.values()])
-scale_by_slope = switch([_slope_loop(slope) for _, slope in scalars.ACTIVATIONS.values()])
+_activate = switch([_value_loop(value) for value, _ in scalars.ACTIVATIONS.values()])
+_scale_by_slope = switch([_slope_loop(slope) for _, slope in scalars.ACTIVATIONS.values()])
+
+
+@inner
+def activate(kind, n, a):
+    if kind > MOST_ROWS:
+        call_value(pointer(kind, 0)[0], n, a)
+    else:
+        _activate(kind, n, a)
+
+
+@inner
+def scale_by_slope(kind, n, saved, d):
+    if kind > MOST_ROWS:
+        call_slope(pointer(kind, 0)[1], n, saved, d)
+    else:
+        _scale_by_slope(kind, n, saved, d)
 
 
 @inner
@@ -122,7 +140,15 @@ def _element_loop(element: Callable) -> Callable:
     return loop
 
 
-element_loss = switch([_element_loop(element) for _, element in scalars.ELEMENT_LOSSES.values()])
+_element_loss = switch([_element_loop(element) for _, element in scalars.ELEMENT_LOSSES.values()])
+
+
+@inner
+def element_loss(kind, n, a, y, c, g, h, values, da):
+    if kind > MOST_ROWS:
+        call_loss(pointer(kind, 0)[0], n, a, y, values, da)
+    else:
+        _element_loss(kind, n, a, y, c, g, h, values, da)
 
 
 @inner
@@ -202,9 +228,25 @@ _rules = list(scalars.OPTIMIZERS.values())
 _directed = [name for name, rule in scalars.OPTIMIZERS.items() if rule.direction]
 # 1 and more where the rate depends on norms
 NORMED = {name: 1 + _directed.index(name) if rule.direction else 0 for name, rule in scalars.OPTIMIZERS.items()}
-constants_of = switch([rule.prepare for rule in _rules])
-move = switch([_move_loop(rule) for rule in _rules])
+_constants_of = switch([rule.prepare for rule in _rules])
+_move = switch([_move_loop(rule) for rule in _rules])
 _direction = switch([_direction_loop(scalars.OPTIMIZERS[name]) for name in _directed])
+
+
+@inner
+def constants_of(kind, h, lr, t, norm_p, norm_u, c):
+    if kind > MOST_ROWS:
+        call_prepare(pointer(kind, 0)[0], lr, f64(t), h, c)
+    else:
+        _constants_of(kind, h, lr, t, norm_p, norm_u, c)
+
+
+@inner
+def move(kind, one, n, p, g, s, stride, c):
+    if kind > MOST_ROWS:
+        call_move(pointer(kind, 0)[1], n, p, g, s, stride, c)
+    else:
+        _move(kind, one, n, p, g, s, stride, c)
 
 
 @inner

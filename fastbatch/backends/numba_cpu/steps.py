@@ -14,6 +14,7 @@ from ...plan import Plan
 from ...protocol import Feed, PerSample, State, Sums
 from .. import scalars
 from . import entries
+from .own import activation_numbers, hyper_of, loss_number, rule_number
 from .passes import ACTIVATION_INDEX, LOSS_INDEX, NORMED, OPTIMIZER_INDEX
 from .tiles import PANEL
 from .walk import BAD_LOSS, BLOCK, FRAME, LINE, OK, SAYS, SEGMENT
@@ -33,7 +34,7 @@ def address(array: Array | None) -> int:
 
 
 def loss_constants(loss: ops.Loss) -> tuple[float, float]:
-    if loss.name in scalars.ROW_LOSSES:
+    if loss.formula is not None or loss.name in scalars.ROW_LOSSES:
         return 0.0, 0.0
     return scalars.ELEMENT_LOSSES[loss.name][0](loss.parameter, loss.per_output is not None)
 
@@ -60,12 +61,13 @@ class Steps:
         self._segments = np.zeros(len(plan.segments), SEGMENT)
         self._hyper = np.zeros((max(len(plan.segments), 1), scalars.HYPERS))
         for row, hyper, segment in zip(self._segments, self._hyper, plan.segments):
-            optimizer, constants = segment.optimizer, segment.optimizer.constants()
-            row["begin"], row["end"], row["rule"] = segment.begin, segment.end, OPTIMIZER_INDEX[optimizer.rule]
-            row["normed"], row["l1"], row["lr_factor"] = NORMED[optimizer.rule], optimizer.l1, segment.lr_factor
+            optimizer = segment.optimizer
+            row["begin"], row["end"], row["normed"] = segment.begin, segment.end, NORMED.get(optimizer.rule, 0)
+            row["rule"] = rule_number(OPTIMIZER_INDEX, optimizer, plan.dtype)
+            row["l1"], row["lr_factor"] = optimizer.l1, segment.lr_factor
             row["by_weight"] = optimizer.by_weight
-            names = scalars.OPTIMIZERS[optimizer.rule].hyper
-            hyper[: len(names)] = [constants[name] for name in names]
+            values = hyper_of(optimizer)
+            hyper[: len(values)] = values
         self._blocks = sum(-(-(s.end - s.begin) // BLOCK) for s in plan.segments)
         updated = [range(s.begin, s.end) for s in plan.segments]
         self._trained = [any(at in part for part in updated for at in (stage.w, stage.b)) for stage in plan.stages]
@@ -82,7 +84,7 @@ class Steps:
             return
         plan, size, f = self.plan, np.dtype(self.plan.dtype).itemsize, self._frame[0]
         rows, count = max(rows, self._rows), max(count, self._threads)
-        arena = training_arena(plan, rows, ACTIVATION_INDEX, (0, 0, 0), (0, 1), 0, 0)
+        arena = training_arena(plan, rows, activation_numbers(ACTIVATION_INDEX, plan), (0, 0, 0), (0, 1), 0, 0)
         widest = max(max(stage.inputs, stage.outputs) for stage in plan.stages) + 64
         self._memory = {
             "arena": memory.zeros(arena.nbytes, np.uint8),
@@ -108,7 +110,7 @@ class Steps:
         f["parameters"], f["slots"] = address(self.state.parameters), address(self.state.slots)
         f["count"], f["steps"] = plan.num_parameters, address(self.state.steps)
         f["seed"] = np.uint64(self.state.seed & 0xFFFFFFFFFFFFFFFF).astype(np.int64)
-        f["loss"], f["parameter"] = LOSS_INDEX[plan.loss.name], plan.loss.parameter
+        f["loss"], f["parameter"] = loss_number(LOSS_INDEX, plan.loss, plan.dtype), plan.loss.parameter
         f["g"], f["h"] = loss_constants(plan.loss)
         f["held"] = any(plan.column_limits)
         f["of_value"], f["of_slope"] = plan.loss.divisors(plan.outputs)

@@ -1,0 +1,172 @@
+"""Formulas of a user's own as compiled functions over contiguous elements, which kernels call by address.
+
+A call is for a whole block: the scalar function is inlined into the loop around it, and the call costs nothing.
+Addresses stay valid as long as the process lives.
+"""
+
+from __future__ import annotations
+
+import builtins
+import math
+import types as python
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+
+from ...errors import BackendError
+from ...ops.formula import Formula
+from . import functions
+
+__all__ = ["activation", "loss", "optimizer"]
+
+_OPTIONS = {"error_model": "numpy"}
+_HOUSE: dict[Any, Callable] = {
+    function: getattr(functions, name)
+    for name in ("exp", "expm1", "tanh")
+    for function in (getattr(math, name), getattr(np, name))
+}
+
+
+def _of_type(function: Callable, real: type, made: dict[Any, Any]) -> Callable:
+    """A copy of `function` that computes in `real`: its constants are of that type, and exp, expm1, tanh the library's.
+
+    A bare constant would make float32 arithmetic float64, and a call of the C library keeps a loop from being turned
+    into vectors.
+    """
+    if function in made:
+        return made[function]
+    made[function] = function
+    code = function.__code__
+    constants = tuple(real(value) if type(value) is float else value for value in code.co_consts)
+    given = {name: _value(value, real, made) for name, value in function.__globals__.items() if name in code.co_names}
+    given["__builtins__"] = builtins
+    cells = tuple(python.CellType(_value(cell.cell_contents, real, made)) for cell in function.__closure__ or ())
+    defaults = tuple(_value(value, real, made) for value in function.__defaults__ or ())
+    copy = python.FunctionType(code.replace(co_consts=constants), given, function.__name__, defaults or None, cells)
+    made[function] = numba.njit(**_OPTIONS)(copy)
+    return made[function]
+
+
+def _value(value: Any, real: type, made: dict[Any, Any]) -> Any:
+    """What a name means inside the copy."""
+    if type(value) is float:
+        return real(value)
+    if isinstance(value, python.FunctionType):
+        return _of_type(value, real, made)
+    if value is math or value is np:
+        module = python.ModuleType(value.__name__)
+        numbers = {name: real(number) for name, number in vars(value).items() if type(number) is float}
+        module.__dict__.update({**vars(value), **numbers})
+        module.__dict__.update({name: _HOUSE[f] for name, f in vars(value).items() if _is_key(f) and f in _HOUSE})
+        return module
+    return _HOUSE.get(value, value) if _is_key(value) else value
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, (python.BuiltinFunctionType, np.ufunc))
+
+
+def _address(formula: Formula, loop: Callable, *signature: Any) -> int:
+    try:
+        compiled = numba.cfunc(types.void(*signature), **_OPTIONS)(loop)
+    except Exception as error:  # of the user's code; Numba passes on what its own lowering raises
+        raise BackendError(
+            f"{formula.name!r} cannot be compiled, so that only backend 'reference' can run it: {error}"
+        ) from error
+    _alive.append(compiled)
+    return compiled.address
+
+
+_alive: list[Any] = []
+
+
+def _types(dtype: str) -> tuple[type, Any]:
+    real = np.dtype(dtype).type
+    return real, types.CPointer(numba.typeof(real(0)))
+
+
+def _no_slope(*point):
+    return math.nan
+
+
+@cache
+def activation(formula: Formula, dtype: str) -> tuple[int, int]:
+    """``value(n, a)``, in place, and ``slope(n, saved, d)``, which multiplies d."""
+    real, pointer = _types(dtype)
+    made: dict[Any, Any] = {}
+    value = _of_type(formula.value, real, made)
+    slope = _of_type(formula.slope or _no_slope, real, made)
+
+    def values(n, a):
+        for i in range(n):
+            a[i] = real(value(a[i]))
+
+    def slopes(n, saved, d):
+        for i in range(n):
+            d[i] *= real(slope(saved[i]))
+
+    return (
+        _address(formula, values, types.int64, pointer),
+        _address(formula, slopes, types.int64, pointer, pointer),
+    )
+
+
+@cache
+def loss(formula: Formula, dtype: str) -> tuple[int, int]:
+    """``elements(n, a, y, values, da)``, and nothing."""
+    real, pointer = _types(dtype)
+    made: dict[Any, Any] = {}
+    value = _of_type(formula.value, real, made)
+    slope = _of_type(formula.slope or _no_slope, real, made)
+
+    def elements(n, a, y, values, da):
+        for i in range(n):
+            values[i] = real(value(a[i], y[i]))
+            da[i] = real(slope(a[i], y[i]))
+
+    return _address(formula, elements, types.int64, pointer, pointer, pointer, pointer), 0
+
+
+@cache
+def optimizer(formula: Formula, dtype: str) -> tuple[int, int]:
+    """``prepare(lr, t, h, c)`` in double, and ``move(n, p, g, s, stride, c)``.
+
+    `h` has weight_decay and the settings, `c` the same weight_decay and the constants of the update.
+    """
+    real, pointer = _types(dtype)
+    doubles = types.CPointer(types.float64)
+    names = [f"k{i}" for i in range(formula.count)]
+    slots = [f"s[i + {i} * stride]" for i in range(formula.slots)]
+    found = [f"s{i}" for i in range(formula.slots)]
+    lines = [
+        "def prepare(lr, t, h, c):",
+        "    c[0] = h[0]",
+        f"    {', '.join(names)}, = constants(lr, t, {', '.join(f'h[{1 + i}]' for i in range(len(formula.hyper)))})",
+        *(f"    c[{1 + i}] = {name}" for i, name in enumerate(names)),
+        "def move(n, p, g, s, stride, c):",
+        "    l2 = real(c[0])",
+        *(f"    {name} = real(c[{1 + i}])" for i, name in enumerate(names)),
+        "    for i in range(n):",
+        f"        {', '.join(['q', *found])} = step({', '.join(['p[i]', 'g[i] + l2 * p[i]', *slots, *names])})",
+        "        p[i] = real(q)",
+        *(f"        {slot} = real({name})" for slot, name in zip(slots, found)),
+    ]
+    made: dict[Any, Any] = {}
+    space: dict[str, Any] = {
+        "real": real,
+        "step": _of_type(formula.value, real, made),
+        "constants": _of_type(formula.constants or _as_they_are, np.float64, {}),
+    }
+    exec("\n".join(lines), space)
+    return (
+        _address(formula, space["prepare"], types.float64, types.float64, doubles, doubles),
+        _address(formula, space["move"], types.int64, pointer, pointer, pointer, types.int64, doubles),
+    )
+
+
+def _as_they_are(*numbers):
+    return numbers

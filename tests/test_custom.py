@@ -1,0 +1,313 @@
+"""Operations of one's own: what is refused, and that they are what a built-in of the same formula is."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from cases import C_TARGETS, SUBJECTS
+from own_ops import own_adam, own_huber, own_momentum, own_silu, own_silu_slope
+
+import fastbatch as fb
+from fastbatch import ops
+from fastbatch.errors import ArgumentError, CheckpointError
+
+# Other tests run over the registries as the library made them
+OWN = [(ops.ACTIVATIONS, "own_silu"), (ops.LOSSES, "own_huber")]
+OWN += [(ops.OPTIMIZERS, "own_adam"), (ops.OPTIMIZERS, "own_momentum")]
+KEPT = [(registry, name, registry.pop(name)) for registry, name in OWN]
+
+
+@pytest.fixture(autouse=True)
+def _registered():
+    for registry, name, row in KEPT:
+        registry[name] = row
+    yield
+    for registry, name in OWN:
+        registry.pop(name)
+
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((203, 7)).astype(np.float32)
+Y = RNG.standard_normal((203, 3)).astype(np.float32)
+
+BACKENDS = [row["name"] for row in fb.backends() if row["available"] and row["device"] == "cpu"]
+backends = pytest.mark.parametrize("backend", BACKENDS)
+dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
+
+
+def trained(backend, dtype="float32", activation="silu", loss="huber", optimizer=None, threads=1, epochs=3, **options):
+    model = fb.MLP([7, 33, 18, 3], activation=activation, seed=4, dtype=dtype)
+    trainer = fb.Trainer(model, loss, optimizer or fb.Adam(0.01), backend=backend, num_threads=threads, **options)
+    trainer.fit(X.astype(dtype), Y.astype(dtype), epochs=epochs, batch_size=37, verbose=0)
+    return trainer
+
+
+def close(a, b, dtype):
+    np.testing.assert_allclose(a, b, rtol=0, atol={"float32": 3e-5, "float64": 1e-12}[dtype])
+
+
+@backends
+@dtypes
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"activation": "own_silu"},
+        {"loss": "own_huber"},
+        {"optimizer": own_adam(0.01)},
+        {"optimizer": own_momentum(0.01, momentum=0.5)},
+        {"activation": "own_silu", "loss": own_huber(), "optimizer": own_adam(0.01, weight_decay=0.01, l1=1e-3)},
+    ],
+    ids=["activation", "loss", "optimizer", "hyper", "all"],
+)
+def test_is_what_the_built_in_of_its_formula_is(own, dtype, backend):
+    built_in = {"optimizer": fb.Adam(0.01)}
+    if own.get("optimizer") == own_momentum(0.01, momentum=0.5):
+        built_in["optimizer"] = fb.SGD(0.01, momentum=0.5)
+    if "activation" in own and "loss" in own:
+        built_in["optimizer"] = fb.Adam(0.01, weight_decay=0.01, l1=1e-3)
+    expected = trained(backend, dtype, **built_in)
+    got = trained(backend, dtype, **{**built_in, **own})
+    close(got.model.parameters, expected.model.parameters, dtype)
+    close(got.slots, expected.slots, dtype)
+    close(got.history["loss"], expected.history["loss"], dtype)
+    close(got.model.predict(X), expected.model.predict(X), dtype)
+
+
+@backends
+def test_wide_and_single_outputs(backend):
+    for width in (1, 40, 1300):
+        y = RNG.standard_normal((50, width)).astype(np.float32)
+        found = []
+        for loss in ("huber", "own_huber"):
+            trainer = fb.Trainer(fb.MLP([7, 5, width], seed=1), loss, fb.SGD(0.1), backend=backend)
+            trainer.fit(X[:50], y, epochs=1, batch_size=13, verbose=0)
+            found.append((trainer.model.parameters.copy(), trainer.history["loss"]))
+        close(*(parameters for parameters, _ in found), "float32")
+        np.testing.assert_allclose(*(losses for _, losses in found), rtol=1e-5)
+
+
+@backends
+def test_with_a_norm_dropout_clipping_and_weights(backend):
+    found = []
+    for activation, loss, optimizer in (("silu", "huber", fb.Adam(0.01)), ("own_silu", "own_huber", own_adam(0.01))):
+        model = fb.MLP([7, 20, 3], activation=activation, norm="layer", dropout=0.25, seed=2)
+        trainer = fb.Trainer(model, loss, optimizer, backend=backend, max_grad_norm=0.5, clip_value=0.1)
+        trainer.fit(X, Y, epochs=2, batch_size=50, sample_weight=np.linspace(0, 2, len(X)), verbose=0)
+        found.append(model.parameters.copy())
+    close(*found, "float32")
+
+
+@pytest.mark.parametrize("subject", [name for name in SUBJECTS if name != "reference"])
+@dtypes
+def test_kernels_of_every_target(subject, dtype):
+    """Each verb against the reference, at widths beside those of vectors and of blocks that own functions are given."""
+    backend, reference = SUBJECTS[subject], SUBJECTS["reference"]
+    row, loss, optimizer = ops.get_activation("own_silu"), own_huber(), own_adam(0.01, weight_decay=0.1, l1=0.01)
+    for rows, inputs, outputs in ((1, 1, 1), (3, 5, 17), (70, 3, 33), (600, 2, 1), (2, 3, 1030)):
+        x, w, b = (RNG.standard_normal(shape).astype(dtype) for shape in ((rows, inputs), (inputs, outputs), outputs))
+        y, da = (3 * RNG.standard_normal((2, rows, outputs))).astype(dtype)
+        weight = RNG.random(rows)
+        found = []
+        for kernels in (backend, reference):
+            a, z, d = np.zeros((3, rows, outputs), dtype)
+            dw, db, dx, p = np.zeros_like(w), np.zeros_like(b), np.zeros_like(x), w.ravel().copy()
+            kernels.dense_forward(x, w, b, row, a, z)
+            kernels.dense_backward(da, x, w, z, row, dw, db, dx)
+            sums = kernels.loss(a, y, loss, weight, d)
+            slots = np.full((2, p.size), 0.5, dtype)
+            kernels.update(optimizer, p, dw.ravel(), slots, 3, 0.01)
+            found.append((a, z, dw, db, dx, d, np.array([sums.loss, sums.weight]), p, slots))
+        for got, expected in zip(*found):
+            bound = {"float32": 2e-6, "float64": 1e-14}[dtype] * max(1, rows, inputs)
+            np.testing.assert_allclose(got, expected, rtol=bound, atol=bound * np.abs(expected).max())
+
+
+@backends
+def test_groups_frozen_layers_and_other_settings(backend):
+    found = []
+    for each in (backend, "reference"):
+        optimizer = own_momentum(0.01, groups={0: {"momentum": 0.1, "lr_factor": 2.0}}, frozen=(1,))
+        trainer = trained(each, optimizer=optimizer)
+        trainer.retune(own_momentum(0.02, momentum=0.3))
+        trainer.fit(X, Y, epochs=1, batch_size=37, verbose=0)
+        found.append(trainer.model.parameters)
+    close(*found, "float32")
+
+
+@pytest.mark.skipif(not C_TARGETS, reason="the c backend is not available")
+def test_without_numba_c_says_what_is_missing_and_auto_warns(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    with pytest.raises(fb.BackendError, match=r"activation 'own_silu' is compiled by Numba.*fastbatch\[numba\]"):
+        trained("c", activation="own_silu")
+    registry = sys.modules["fastbatch.backends"]
+    monkeypatch.setitem(registry._loaded, "numba", "it is not there")
+    with pytest.warns(RuntimeWarning, match="runs on NumPy, 10 to 100 times slower: loss 'own_huber'"):
+        assert fb.Trainer(fb.MLP([7, 3]), "own_huber").backend == "reference"
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
+def test_what_numba_cannot_compile_is_said(backend):
+    def own_text(z):
+        return float(str(z))
+
+    fb.activation(derivative=lambda z: 1.0)(own_text)
+    try:
+        with pytest.raises(fb.BackendError, match="'own_text' cannot be compiled"):
+            trained(backend, activation="own_text")
+    finally:
+        del ops.ACTIVATIONS["own_text"]
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
+def test_the_same_bits_on_any_number_of_threads(backend):
+    own = {"activation": "own_silu", "loss": "own_huber", "optimizer": own_adam(0.01)}
+    x, y = RNG.standard_normal((700, 100)).astype(np.float32), RNG.standard_normal((700, 5)).astype(np.float32)
+    found = {}
+    for count in (1, 2):
+        model = fb.MLP([100, 250, 230, 5], activation=own["activation"])
+        trainer = fb.Trainer(model, own["loss"], own["optimizer"], backend=backend, num_threads=count)
+        trainer.fit(x, y, epochs=2, batch_size=350, verbose=0)
+        found[count] = model.parameters.copy()
+    assert np.array_equal(found[1], found[2])
+
+
+@pytest.mark.parametrize(
+    ("kind", "function", "derivative", "says"),
+    [
+        (
+            fb.activation,
+            lambda z: np.sin(z),
+            lambda z: -np.cos(z),
+            ["wrong at (-19.713)", "expected 0.64", "got -0.64"],
+        ),
+        (fb.activation, lambda z: z**2, lambda z: z, ["wrong at"]),
+        (fb.activation, lambda z: z if z > 3 else 0.0, lambda z: 0.0, ["wrong at (3.0", "expected 1", "got 0"]),
+        (fb.loss, lambda a, y: (a - y) ** 2, lambda a, y: 2 * (y - a), ["wrong at (-19.713, -3.217)"]),
+        (fb.activation, lambda z: math.exp(z), lambda z: math.exp(z), ["at (10000)", "OverflowError"]),
+        (fb.activation, lambda z: np.log(abs(z)), lambda z: 1 / z, ["expected a finite number at (0)"]),
+        (fb.activation, lambda z: None, None, ["expected a number at", "got None"]),
+    ],
+)
+def test_what_is_wrong_is_refused_and_the_point_named(kind, function, derivative, says):
+    function.__name__ = "refused"
+    with pytest.raises(ArgumentError) as error:
+        kind(derivative=derivative)(function)
+    assert all(part in str(error.value) for part in ["refused", *says]), error.value
+    assert "refused" not in ops.ACTIVATIONS
+    assert "refused" not in ops.LOSSES
+
+
+def test_names_of_built_ins_and_what_an_optimizer_returns():
+    def relu(z):
+        return z
+
+    def adam(p, g, lr, t):
+        return p
+
+    def mse(a, y):
+        return a
+
+    def short(p, g, m, lr, t):
+        return p - lr * g
+
+    for kind, function in ((fb.activation, relu), (fb.optimizer, adam), (fb.loss, mse)):
+        with pytest.raises(ArgumentError, match="name of a built-in"):
+            kind(function)
+    with pytest.raises(ArgumentError, match="expected 2 finite numbers"):
+        fb.optimizer(slots=1)(short)
+    with pytest.raises(ArgumentError, match="every optimizer has"):
+        fb.optimizer(weight_decay=0.1)
+    with pytest.raises(ArgumentError, match="made by def"):
+        fb.activation(np.tanh)
+    with pytest.raises(ArgumentError, match="from 0 to 3"):
+        fb.optimizer(slots=4)
+
+
+@backends
+def test_without_a_derivative_it_predicts_and_is_not_trained(backend):
+    @fb.activation
+    def own_square(z):
+        return z * z
+
+    try:
+        model = fb.MLP([7, 4, 3], activation="own_square", seed=1)
+        with fb.set_backend(backend):
+            assert np.isfinite(model.predict(X)).all()
+        with pytest.raises(ArgumentError, match="derivative of activation 'own_square'"):
+            fb.Trainer(model, "mse", backend=backend)
+    finally:
+        del ops.ACTIVATIONS["own_square"]
+
+
+def test_names_are_those_of_the_registries():
+    assert "own_silu" in str(fb.MLP([2, 3, 1], activation="own_silu").summary())
+    with pytest.raises(ArgumentError, match="did you mean 'own_silu'"):
+        fb.Dense(3, activation="own_sulu")
+    with pytest.raises(ArgumentError, match="did you mean 'own_huber'"):
+        fb.Trainer(fb.MLP([2, 1]), "own_hubr")
+    assert fb.Trainer(fb.MLP([2, 1]), "mse", "own_adam").optimizer == own_adam()
+    with pytest.raises(TypeError, match="did you mean 'beta1'"):
+        own_adam(beta01=0.5)
+
+
+def test_files_say_what_is_missing(tmp_path):
+    trainer = trained("reference", activation="own_silu", loss="own_huber", optimizer=own_adam(0.01), epochs=1)
+    trainer.save(tmp_path / "t.fb")
+    trainer.model.save(tmp_path / "m.fb")
+    again = fb.Trainer.load(tmp_path / "t.fb")
+    assert type(again.optimizer) is own_adam
+    for each in (trainer, again):
+        each.fit(X, Y, epochs=1, batch_size=37, verbose=0)
+    assert np.array_equal(again.model.parameters, trainer.model.parameters)
+    assert isinstance(fb.load(tmp_path / "m.fb").loss, own_huber)
+    for registry, name in OWN:
+        registry.pop(name)
+    try:
+        with pytest.raises(CheckpointError, match=r"activation 'own_silu' and loss 'own_huber'"):
+            fb.load(tmp_path / "m.fb")
+        with pytest.raises(CheckpointError, match=r"own_adam, own_huber"):
+            fb.Trainer.load(tmp_path / "t.fb")
+    finally:
+        for registry, name, row in KEPT:
+            registry[name] = row
+
+
+def test_pickle_in_this_process_and_in_a_new_one(tmp_path):
+    trainer = trained("reference", activation="own_silu", loss="own_huber", optimizer=own_adam(0.01), epochs=1)
+    twin = pickle.loads(pickle.dumps(trainer))
+    assert twin.optimizer == trainer.optimizer
+    (tmp_path / "t.pickle").write_bytes(pickle.dumps(trainer))
+    code = f"import sys, pickle; sys.path[:0] = {sys.path!r}; pickle.load(open({str(tmp_path / 't.pickle')!r}, 'rb'))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_cell_that_runs_again_replaces_its_operation():
+    for factor in (1.0, 2.0):
+
+        @fb.activation(derivative=lambda z, factor=factor: factor)
+        def own_line(z, factor=factor):
+            return factor * z
+
+        model = fb.MLP([7, 4, 3], activation="own_line", init="he_uniform", seed=1)
+        with fb.set_backend("reference"):
+            outputs = model.predict(X)
+            linear = fb.MLP([7, 4, 3], activation="identity", init="he_uniform", seed=1).predict(X)
+        np.testing.assert_allclose(outputs, factor * linear, rtol=1e-4, atol=1e-5)
+    del ops.ACTIVATIONS["own_line"]
+
+
+@pytest.mark.skipif("numba" not in SUBJECTS, reason="the numba backend is not available")
+def test_float32_is_not_computed_in_double():
+    """Of bare constants, globals and functions of math or NumPy: double takes twice as long and more."""
+    from fastbatch.backends.scalars import compiled
+
+    before = len(compiled._alive)
+    compiled.activation(ops.formula.Formula("silu_again", own_silu, own_silu_slope), "float32")
+    texts = [function.inspect_llvm() for function in compiled._alive[before:]]
+    assert len(texts) == 2
+    assert not any(" double " in text for text in texts)
