@@ -36,7 +36,7 @@ def table(about: dict, results: dict[str, dict]) -> str:
         cells += [cell(entries[name]) for name in (*peers, ours)]
         cells += [f"{result['ratio']:.2f}" if "ratio" in result else "", f"{result.get('share', 0):.0%}"]
         lines.append("| " + " | ".join(cells) + " |")
-    versions = {c.library: about["versions"][c.name] for c in contestants.CONTESTANTS if about["versions"][c.name]}
+    versions = {c.library: about["versions"][c.name] for c in contestants.CONTESTANTS if about["versions"].get(c.name)}
     peak = " and ".join(f"{gflops:.0f} on {threads}" for threads, gflops in about["peak_gflops"].items())
     return "\n".join(
         [
