@@ -51,7 +51,7 @@ def gradient_of(made, feed: Feed, first_row: int = FIRST_ROW, rows: PerSample | 
 
 
 def assert_close(got, exact, share: float, what: str, largest: float = 0.0) -> None:
-    """`largest` of the other rows: next to the root of a slope a delta is a difference of terms as large as theirs."""
+    """`largest` of all rows, where exact has another rounding of the slope: next to its root little else is left."""
     exact = np.asarray(exact, np.float64)
     oracle.assert_within(np.asarray(got), exact, share * (np.abs(exact) + 1e-4 * largest) + 1e-30, what)
 
@@ -65,6 +65,8 @@ def check_per_sample(case: NetCase, made: tuple | None = None) -> None:
     parameters = state.parameters.copy()
     gradient = np.zeros(plan.num_parameters, case.dtype)
     sums = program.accumulate(feed, FIRST_ROW, gradient, Sums(1, 2), rows)
+    # norms of composed steps come from NumPy's slopes, the gradient from the kernels'
+    two_slopes = isinstance(program, ComposedProgram) and program._steps is None and program.kernels.name != "reference"
     for name, guard in guards.items():
         guard.check(f"{case.id}: {name}")
     oracle.assert_same_bits(state.parameters, parameters, f"{case.id}: parameters (an input)")
@@ -84,9 +86,9 @@ def check_per_sample(case: NetCase, made: tuple | None = None) -> None:
             where = f"{case.id}: row {i}, dense stage {k}"
             deltas = rows.delta_norms[k]
             products = rows.input_norms[k] * deltas
-            assert_close(products[i], squares["w"], share, f"{where}: dw", products.max())
+            assert_close(products[i], squares["w"], share, f"{where}: dw", two_slopes * products.max())
             if stage.b is not None:
-                assert_close(deltas[i], squares["b"], share, f"{where}: db", deltas.max())
+                assert_close(deltas[i], squares["b"], share, f"{where}: db", two_slopes * deltas.max())
         own = [t for name, t in oracle.tensors(plan, alone).items() if name.endswith(("gamma", "beta"))]
         expected.norm_norms[i] = sum(np.square(t, dtype=np.float64).sum() for t in own)
     assert_close(rows.loss, expected.loss, share, f"{case.id}: loss")
