@@ -11,7 +11,8 @@ import pytest
 from helpers import BACKENDS, Recorder, assert_same_bits, assert_same_trainer, make_data, make_trainer
 
 import fastbatch as fb
-from fastbatch.batching import Grow, as_plain, most_rows, rows_at
+from fastbatch.batching import Grow
+from fastbatch.batching.sizes import as_plain, most_rows, rows_at
 from fastbatch.data.orders import epoch_order
 from fastbatch.training import fit as fit_module
 
@@ -108,7 +109,7 @@ def test_grow_refuses(values, words):
     ("value", "words"),
     [
         ("auto", "'auto', which a later version brings"),
-        (Grow, r"expected an integer >= 1, \"full\", fb.batching.Grow, a dict .* got <class"),
+        (Grow, r"expected an integer >= 1, \"full\", \"noise\", fb.batching.Grow, .*, a dict .* got <class"),
         ({}, r"dict with epoch 0, got epochs \[\]"),
         ({1: 32}, r"dict with epoch 0, got epochs \[1\]"),
         ({0: 32, -1: 8}, "batch_size: epoch: expected an integer >= 0, got -1"),

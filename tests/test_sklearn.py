@@ -517,6 +517,8 @@ def test_clipping_callbacks_dtype_threads_and_backends():
     assert np.allclose(slow.loss_curve_, one.loss_curve_, rtol=1e-9)
     grown = MLPRegressor(random_state=0, max_iter=4, batch_size=fb.batching.Grow(16, every=2)).fit(X, y)
     assert len(grown.loss_curve_) == 4
+    noisy = MLPRegressor(random_state=0, max_iter=4, batch_size="noise").fit(X, y)
+    assert len(noisy.loss_curve_) == 4
 
 
 def _initial(X, y):
@@ -579,7 +581,7 @@ def test_callbacks_of_scikit_learn():
         ({"hidden_layer_sizes": "ab"}, "hidden_layer_sizes"),
         ({"activation": "rleu"}, "did you mean 'relu'"),
         ({"activation": ["relu", "relu"]}, "a list of 1, one per hidden layer"),
-        ({"batch_size": "noise"}, "comes with a later version; there are 'auto', an integer"),
+        ({"batch_size": "nosie"}, 'expected an integer >= 1, "full", "noise"'),
         ({"batch_size": 0}, "batch_size"),
         ({"norm": "group"}, "norm="),
         ({"dropout": 1.0}, "dropout="),

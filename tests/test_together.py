@@ -132,7 +132,8 @@ class Draw:
         else:
             self.options["gradient_accumulation_steps"] = int(self.of(1, 1, 2, 3))
             if self.maybe(0.2):
-                found["batch_size"] = self.of("full", {0: 8, 1: 40}, fb.batching.Grow(8, every=1, max=40))
+                noise = fb.batching.NoiseScale(target=0.5, max=40, every=1, rows=40)
+                found["batch_size"] = self.of("full", {0: 8, 1: 40}, fb.batching.Grow(8, every=1, max=40), noise)
             sizes = found["batch_size"]
             if (
                 self.options["gradient_accumulation_steps"] == 1

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import batching, checks, ops
+from .. import checks, ops
+from ..batching.sizes import as_plain
 from ..cpus import available
 from ..errors import ArgumentError, did_you_mean
 from ..layers import Activation, BatchNorm, Dense, Dropout, Layer, LayerNorm
@@ -118,13 +119,8 @@ def check_parameters(estimator: Any) -> None:
 
 def _check_batch_size(estimator: Any) -> None:
     value = estimator.batch_size
-    if isinstance(value, str) and value == "noise":
-        raise ArgumentError(
-            "batch_size='noise': the noise-scale controller of batch sizes comes with a later version; there are "
-            f"'auto', {batching.EXPECTED}"
-        )
     if not (isinstance(value, str) and value == "auto"):
-        batching.as_plain(value)
+        as_plain(value)
 
 
 def hidden_sizes(estimator: Any) -> list[int]:

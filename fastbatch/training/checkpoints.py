@@ -15,6 +15,7 @@ from .._version import __version__
 from ..augment import AUGMENTATIONS
 from ..backends import get as get_backend
 from ..backends import is_available
+from ..batching.noise import as_state
 from ..errors import ArgumentError, CheckpointError, ShapeError
 from ..layers import LAYERS
 from ..model import OF_THE_TRAINER, model_from, model_parts
@@ -33,7 +34,7 @@ REGISTRIES: tuple[Mapping[str, type], ...] = (
 )  # fmt: skip
 
 # Attributes of a trainer that files hold as they are; one that an older file lacks keeps its first value.
-ATTRIBUTES = ("epochs", "lr_factor", "_gradient", "_gradient_rows", "_running", "_input_scale")
+ATTRIBUTES = ("epochs", "lr_factor", "_gradient", "_gradient_rows", "_running", "_input_scale", "_noise")
 
 
 def _known() -> dict[str, Any]:
@@ -138,6 +139,7 @@ def _fill(trainer: Trainer, state: dict[str, Any]) -> None:
             raise ShapeError(f"{name}: expected {like.dtype} {like.shape}, got {value.dtype} {value.shape}")
     for name in ("epochs", "_gradient_rows"):
         checks.count(name, attributes[name], "an integer >= 0", least=0)
+    attributes["_noise"] = as_state(attributes["_noise"])
     scale = attributes.pop("_input_scale")
     if scale is not None:
         scale = checks.as_scale(scale, trainer.model.input_size, trainer.model.dtype)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import batching, checks, ops
+from .. import checks, ops
 from ..augment import parts_of
+from ..batching.noise import as_state, ratio
+from ..batching.sizes import as_plain, from_plain, most_rows, policy_of, rows_at
 from ..data.orders import epoch_order
 from ..errors import ArgumentError, CheckpointError, DTypeError
 from ..plan import check_micro_batch
@@ -20,6 +22,7 @@ from .callbacks import Callback, matching_states, states_of, steps_to_stop
 from .door import Fingerprint, FitData, check_same, fingerprint
 from .evaluation import evaluate
 from .history import History
+from .noise import noise_of
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -35,7 +38,7 @@ CHUNK = 0.05
 CHUNK_STEPS = 1 << 18
 
 # Attributes of a Fit that files hold as they are; one that an older file lacks keeps its first value.
-PROGRESS = ("epoch", "order_epoch", "counted", "finished", "outputs", "updates", "seconds")
+PROGRESS = ("epoch", "order_epoch", "counted", "finished", "outputs", "updates", "seconds", "noise")
 
 States = list[tuple[str, bool, dict[str, Any]]]
 
@@ -47,7 +50,7 @@ class Settings:
     Attributes
     ----------
     batch_size : int, dict or callable
-        As :func:`fastbatch.batching.as_plain` notes it. More than there are rows is all of them.
+        As :func:`fastbatch.batching.sizes.as_plain` notes it. More than there are rows is all of them.
     epochs, shuffle, drop_last, validation_split, class_weight, check_finite, micro_batch_size
         As in :meth:`fastbatch.Trainer.fit`.
     max_steps, max_time, augment, sampling
@@ -114,6 +117,8 @@ class Fit:
         Over these updates.
     outputs : (m, O) ndarray or None
         Outputs before these updates, where the trainer has metrics.
+    noise : dict or None
+        Of the running epoch, where a NoiseScale chooses its batches: what the trainer remembers when it is completed.
     counted : bool
         Whether ``trainer.epochs`` counts the running epoch already: all updates are made, validation is not.
     finished : bool
@@ -144,17 +149,19 @@ class Fit:
         self._first, self._lrs = 0, np.empty(0)
         self.order_epoch: int | None
         self.outputs: Array | None
+        self.noise: dict[str, Any] | None
         self._rest(0, Sums())
 
     def _rest(self, epoch: int, sums: Sums) -> None:
         """Progress in front of `epoch`, in one assignment: there is no call in it in which Ctrl-C is heard."""
-        self.epoch, self.order_epoch, self.step, self.sums, self.outputs, self.counted = (
+        self.epoch, self.order_epoch, self.step, self.sums, self.outputs, self.counted, self.noise = (
             epoch,
             None,
             0,
             sums,
             None,
             False,
+            None,
         )
 
     def run(self, trainer: Trainer, data: FitData, hooks: list[Callback]) -> History:
@@ -218,7 +225,7 @@ class Fit:
         """The fit that :meth:`progress` described."""
         fit = cls(settings)
         fit.history = history
-        settings.batch_size = batching.as_plain(batching.from_plain(settings.batch_size))
+        settings.batch_size = as_plain(from_plain(settings.batch_size))
         for name in ("epoch", "updates", "step", "left_at"):
             checks.count(name, progress.get(name, 0), "an integer >= 0", least=0)
         if progress["order_epoch"] is not None:
@@ -229,6 +236,7 @@ class Fit:
         for name in PROGRESS:
             setattr(fit, name, progress.get(name, getattr(fit, name)))
         fit.step = progress["step"]
+        fit.noise = as_state(fit.noise)
         loss, weight, norm = progress["sums"]
         fit.sums = Sums(loss, weight, norm)
         fit._left_at, fit._fingerprint = progress["left_at"], progress["data"]
@@ -273,7 +281,7 @@ class Fit:
     def _reserve(self, trainer: Trainer, data: FitData) -> None:
         """Memory for the largest batch that a schedule will ask for, so that its changes cost nothing."""
         settings = self.settings
-        most = batching.most_rows(settings.batch_size, trainer.epochs + settings.epochs - self.epoch - 1)
+        most = most_rows(settings.batch_size, trainer.epochs + settings.epochs - self.epoch - 1)
         if most is not None and self.epoch < settings.epochs:
             trainer._program.reserve(min(most, settings.micro_batch_size or most, data.total))
 
@@ -287,6 +295,8 @@ class Fit:
             return False
         assert self.order_epoch is not None
         trainer.epochs = self.order_epoch + 1  # again where Ctrl-C has kept the rest from happening, as the others here
+        if self.noise is not None:
+            trainer._noise = self.noise
         self.counted = True
         logs = self._results(trainer, feed, data)
         logs["batch_size"] = size
@@ -310,7 +320,13 @@ class Fit:
         else:
             order = epoch_order(data.rows, trainer.seed, self.order_epoch, shuffle, backend, data.cumulative)
         visited = data.total if order is None else len(order)
-        size = min(batching.rows_at(self.settings.batch_size, self.order_epoch), visited)
+        policy = policy_of(self.settings.batch_size)
+        if policy is None:
+            size = min(rows_at(self.settings.batch_size, self.order_epoch), visited)
+        else:
+            if self.noise is None:
+                self.noise = noise_of(trainer, data, self.settings, policy, order, self.order_epoch)
+            size = min(self.noise["size"], visited)
         feed = data.feed(order, size, self.settings.drop_last)
         feed.piece = min(size, self.settings.micro_batch_size or size)
         feed.batch = size * trainer.gradient_accumulation_steps
@@ -393,6 +409,8 @@ class Fit:
             logs.update({f"val_{name}": value for name, value in evaluate(trainer, data.validation).items()})
         if trainer.max_grad_norm is not None:
             logs["grad_norm"] = self.sums.norm / self.step
+        if self.noise is not None:
+            logs["noise_scale"] = ratio(self.noise["trace"], self.noise["squared_norm"])
         logs["lr"] = trainer._rate(max(trainer.steps - 1, 0))
         return logs
 

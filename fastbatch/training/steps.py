@@ -54,8 +54,8 @@ class Steps:
         """Learning rate of update `t`, counted from 0."""
         return self._lr_factor * self.optimizer.rate(t)
 
-    def _data(self, x, y, weight=None) -> Data:
-        return data_of(self.model, self.loss, x, y, weight)
+    def _data(self, x, y, weight=None, names: tuple[str, str, str] = ("x", "y", "sample_weight")) -> Data:
+        return data_of(self.model, self.loss, x, y, weight, names)
 
     @named_keywords
     def step(self, x, y, sample_weight=None) -> float:

@@ -12,7 +12,8 @@ import numpy as np
 
 from .. import checks, memory, ops
 from ..augment import Augmentation
-from ..batching import Grow, as_plain
+from ..batching import Grow, NoiseScale
+from ..batching.sizes import as_plain
 from ..errors import ArgumentError, DivergenceError, FastbatchError, named_keywords, unknown_name
 from ..layers import Dense
 from ..model import Sequential
@@ -163,6 +164,7 @@ class Trainer(Steps):
         self._steps = np.zeros(1, np.int64)
         self._gradient: Array | None = None  # what backward has added since the last update
         self._gradient_rows = 0
+        self._noise: dict[str, Any] | None = None  # what a NoiseScale remembers of the epochs completed
         self._connect(backend)
 
     def _connect(self, backend: str) -> None:
@@ -310,7 +312,7 @@ class Trainer(Steps):
         self,
         X,
         y,
-        batch_size: int | str | Grow | Mapping[int, int | str] | Callable[[int], int] = 32,
+        batch_size: int | str | Grow | NoiseScale | Mapping[int, int | str] | Callable[[int], int] = 32,
         epochs: int = 1,
         *,
         validation_data: tuple | None = None,
@@ -338,10 +340,11 @@ class Trainer(Steps):
             by batch. Only another byte order, float128 and misaligned elements are converted as a whole.
         y : array_like
             Labels (n,), distributions (n, O), or values (n, O); (n,) and (n, 1) are the same where O = 1.
-        batch_size : int, "full", Grow, dict or callable, default 32
+        batch_size : int, "full", "noise", Grow, NoiseScale, dict or callable, default 32
             Rows of a batch; the last one of an epoch takes what is left. :class:`fastbatch.batching.Grow`, sizes by the
             epoch from which they hold (``{0: 32, 10: 256}``), or a function of the epoch, asked as each one begins.
             These count the epochs of the trainer from 0, so that a second fit goes on with them.
+            :class:`fastbatch.batching.NoiseScale` follows the noise of the gradients; "noise" is one with its defaults.
         epochs : int, default 1
         validation_data : (X, y) or (X, y, sample_weight), optional
         validation_split : float, default 0.0
@@ -381,7 +384,7 @@ class Trainer(Steps):
         -------
         History
             One entry per epoch: loss (weighted mean of the losses before each update), metrics, val_*, lr, batch_size,
-            time, and grad_norm with `max_grad_norm`.
+            time, grad_norm with `max_grad_norm`, and noise_scale with NoiseScale, as the epoch began.
 
         Raises
         ------

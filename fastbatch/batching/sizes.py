@@ -7,12 +7,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from . import checks
-from .errors import ArgumentError, as_float, named_fields
+from .. import checks
+from ..errors import ArgumentError, as_float, named_fields
+from .noise import NoiseScale
 
-__all__ = ["Grow"]
+__all__ = ["EXPECTED", "Grow", "as_plain", "from_plain", "most_rows", "policy_of", "rows_at"]
 
-EXPECTED = 'an integer >= 1, "full", fb.batching.Grow, a dict {epoch: size} or a function of the epoch'
+EXPECTED = (
+    'an integer >= 1, "full", "noise", fb.batching.Grow, fb.batching.NoiseScale, a dict {epoch: size} or a function of '
+    "the epoch"
+)
 
 
 @named_fields
@@ -68,14 +72,20 @@ class Grow:
         return min(self.max, round(self.start * self.factor**changes))
 
 
+# What a file may name
+SCHEDULES: dict[str, type] = {"Grow": Grow, "NoiseScale": NoiseScale}
+
+
 def as_plain(value: Any) -> Any:
     """What `fit` takes as batch_size, checked: a number, a dict that JSON can hold, or the caller's function.
 
-    "full" is the largest number there is, Grow ``{"name": "Grow", ...}``, a dict of epochs ``{"name": "epochs",
-    "sizes": [[epoch, size], ...]}`` in ascending order.
+    "full" is the largest number there is, "noise" the defaults of NoiseScale. A Grow is ``{"name": "Grow", ...}``, a
+    NoiseScale likewise, a dict of epochs ``{"name": "epochs", "sizes": [[epoch, size], ...]}`` in ascending order.
     """
-    if isinstance(value, Grow):
-        return {"name": "Grow", **asdict(value)}
+    if isinstance(value, str) and value == "noise":
+        value = NoiseScale()
+    if isinstance(value, (Grow, NoiseScale)):
+        return {"name": type(value).__name__, **asdict(value)}
     if isinstance(value, Mapping):
         sizes = [
             [checks.count("batch_size: epoch", epoch, "an integer >= 0", least=0), checks.batch_size(size)]
@@ -92,26 +102,30 @@ def as_plain(value: Any) -> Any:
 
 
 def from_plain(plain: Any) -> Any:
-    """What :func:`as_plain` was given, but for "full": from a file, so it is to be checked again."""
+    """What :func:`as_plain` was given, but for "full" and "noise": from a file, so it is to be checked again."""
     if not isinstance(plain, dict):
         return plain
-    if plain["name"] == "Grow":
-        return _grow(plain)
-    return dict(plain["sizes"])
+    return _schedule(plain) if plain["name"] in SCHEDULES else dict(plain["sizes"])
 
 
-def _grow(plain: dict[str, Any]) -> Grow:
-    return Grow(**{name: value for name, value in plain.items() if name != "name"})
+def _schedule(plain: dict[str, Any]) -> Any:
+    return SCHEDULES[plain["name"]](**{name: value for name, value in plain.items() if name != "name"})
+
+
+def policy_of(plain: Any) -> NoiseScale | None:
+    """The policy that :func:`as_plain` has noted, where sizes follow from measurements; None for everything else."""
+    found = isinstance(plain, dict) and plain["name"] == "NoiseScale"
+    return _schedule(plain) if found else None
 
 
 def rows_at(plain: Any, epoch: int) -> int:
-    """Rows of a batch in `epoch` of the trainer, as :func:`as_plain` has noted them."""
+    """Rows of a batch in `epoch` of the trainer, as :func:`as_plain` has noted them; not for a NoiseScale."""
     if isinstance(plain, int):
         return plain
     if callable(plain):
         return checks.batch_size(plain(epoch), f"batch_size({epoch})")
     if plain["name"] == "Grow":
-        return _grow(plain)(epoch)
+        return _schedule(plain)(epoch)
     return next(size for first, size in reversed(plain["sizes"]) if first <= epoch)
 
 
@@ -119,6 +133,9 @@ def most_rows(plain: Any, last: int) -> int | None:
     """The most that a schedule gives in the epochs up to `last`; None for one size and where nobody can know."""
     if isinstance(plain, int) or callable(plain):
         return None
+    policy = policy_of(plain)
+    if policy is not None:
+        return policy.max
     if plain["name"] == "Grow":
         return rows_at(plain, last)
     return max(size for epoch, size in plain["sizes"] if epoch <= last)
