@@ -4,7 +4,7 @@ SANITIZE_DIR = build/sanitize
 ARM_CC ?= aarch64-linux-gnu-gcc
 ARM_EMULATOR ?= qemu-aarch64-static -L /usr/aarch64-linux-gnu
 # those of setup.py
-DRIVER_FLAGS = -O3 -std=gnu11 -fno-math-errno -fno-trapping-math -ffp-contract=fast -Wall -Wno-unknown-pragmas -Wno-psabi
+DRIVER_FLAGS = -O3 -std=gnu11 -fno-math-errno -fno-trapping-math -ffp-contract=off -Wall -Wno-unknown-pragmas -Wno-psabi
 DRIVER_SOURCES = tests/driver/driver.c $(wildcard csrc/*.c csrc/targets/*.c)
 DRIVER_DEPENDS = $(DRIVER_SOURCES) $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.inc csrc/*/*.def)
 

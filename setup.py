@@ -19,7 +19,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError, ExecError
 
 # No -ffast-math: it would change the floating-point mode of the whole process and let NaN checks be dropped.
-CFLAGS = ["-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden"]
+CFLAGS = ["-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fvisibility=hidden"]
 CFLAGS += ["-Wall", "-Wno-unknown-pragmas", "-Wno-psabi", "-pthread"]
 LDFLAGS = ["-pthread"]
 if not (os.environ.get("DEBUG") or os.environ.get("SANITIZE")):

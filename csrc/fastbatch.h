@@ -161,9 +161,14 @@ typedef struct fb_kernels {
                          int64_t dz_ld, int64_t begin, int64_t end, int rule, const double *constants, double scale,
                          fb_slice slice, void *scratch, fb_ahead *ahead);
     /* All stages on one row, for networks of products and activations alone, in the bits of the kernels above: z and a of
-     * every stage; then, from dy of the last, which is overwritten, the gradient (N,). NULL where there is no such form. */
+     * every stage; then, from dy of the last, which is overwritten, dz of every stage, and whether no element of the
+     * gradient can overflow; then the gradient (N,), or what a rule without norms makes of it, which is not clipped.
+     * NULL where there is no such form. */
     void (*row_forward)(const struct fb_network *net, char *arena, const void *x);
-    void (*row_gradient)(const struct fb_network *net, char *arena, const void *x, void *gradient);
+    int (*row_backward)(const struct fb_network *net, char *arena, const void *x);
+    void (*row_gradient)(const struct fb_network *net, const char *arena, const void *x, void *gradient);
+    void (*row_update)(const struct fb_network *net, char *arena, const void *x, int rule, const double *constants,
+                       double scale);
     /* Random words: two of 64 bits for each of the `count` Philox counters from {first, purpose} on; room for a multiple
      * of 8 counters. */
     void (*philox)(uint64_t first, uint64_t purpose, uint64_t key, int64_t count, uint64_t *words);

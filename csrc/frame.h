@@ -19,7 +19,8 @@ typedef struct frame {
     char *arena;
     int64_t first_trained; /* stage; those before it have no parameters */
     int training;
-    int single;       /* a step of one row may take row_forward and row_gradient */
+    int single;       /* a step of one row may take row_forward and row_backward */
+    int plain;        /* and row_update */
     int coupled;      /* statistics over rows: in phase A all threads meet at every such norm */
     lane *lanes;      /* one per thread; written before a barrier, read after it */
     double *penalties; /* FB_PENALTY_PARTS, alike: of stretches of the parameters, where they are reported */

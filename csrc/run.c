@@ -74,10 +74,15 @@ static int step_of_one(frame *f, int64_t base, double unit, const moment *now, u
     if (f->feed->outputs) fb_put_outputs(f, f->arena, base, (range){0, 1});
     fb_rows_loss(f, base, (range){0, 1}, unit);
     if (!fb_rows_are_finite(f, (range){0, 1})) return FB_LOSS_NOT_FINITE;
-    f->k->row_gradient(f->net, f->arena, x, gradient);
+    const int safe = f->k->row_backward(f->net, f->arena, x);
+    const double weight = fb_total_weight(f, 1, 0), scale = weight > 0 ? 1 / weight : 0;
     if (f->net->objective) fb_take_penalties(f, 0, 1);
-    const double weight = fb_total_weight(f, 1, 0);
-    return fb_apply_gradient(f, gradient, weight > 0 ? 1 / weight : 0, now, 0, 1);
+    if (f->plain && safe && scale <= 1) {
+        f->k->row_update(f->net, f->arena, x, (int)f->net->segments[0].optimizer.rule, now->constants, scale);
+        return FB_OK;
+    }
+    f->k->row_gradient(f->net, f->arena, x, gradient);
+    return fb_apply_gradient(f, gradient, scale, now, 0, 1);
 }
 
 /* What the sums get of a step whose weights were multiplied by `unit`. */
@@ -107,7 +112,7 @@ static void run(void *context, int t, int threads)
         int status;
         fb_sums sums = {0};
         f->lanes[t].loss_bad = 0;
-        if (rows == 1 && f->single) {
+        if (rows == 1 && f->single && (threads == 1 || in_parts(net))) {
             status = t == 0 ? step_of_one(f, base, unit, &now, update) : FB_OK;
         } else if (whole) {
             if (net->objective) fb_take_penalties(f, t, threads);
@@ -151,7 +156,8 @@ fb_outcome fb_run(const fb_network *net, char *arena, const fb_feed *feed, int64
     frame f = fb_frame(net, arena, feed);
     f.lanes = lanes;
     if (!in_parts(net)) f.first_trained = fb_first_trained(net); /* parts are summed and looked at whole */
-    f.single = in_parts(net) && net->kernels->row_forward && is_chain(net);
+    f.plain = net->uniform && !net->norms && !(net->max_norm > 0) && net->clip_value == 0 && !net->columns_held;
+    f.single = net->kernels->row_forward && is_chain(net) && (in_parts(net) || f.plain);
     f.penalties = penalties;
     f.outcome.next = first;
     f.sums = *sums;

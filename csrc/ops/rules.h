@@ -47,7 +47,7 @@ INLINE vec gelu_tanh_slope(vec z)
     z = min_(max_(z, set((real)-1e4)), set((real)1e4)); /* z^2 overflows later, beside a factor that is 0 */
     const vec scale = set((real)1.5957691216057308), cubic = set((real)(3 * 0.044715)), one = set(1);
     vec s = sigmoid_(gelu_tanh_argument(z));
-    return s + z * s * (one - s) * scale * fma_(cubic * z, z, one);
+    return fma_(z * s * (one - s) * scale, fma_(cubic * z, z, one), s);
 }
 
 INLINE vec silu_slope(vec z)

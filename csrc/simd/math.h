@@ -1,7 +1,7 @@
 /* Elementary functions on `vec`. Included after vec.h, once per (target, dtype); everything is static.
  *
  * Everything here is branch-free and meets its bound both with fused multiply-add and without it, so no step may rely
- * on how a product is contracted: where exactness matters, the product itself is exact. Polynomials are minimax fits
+ * on how a product is rounded: where exactness matters, the product itself is exact. Polynomials are minimax fits
  * (Lawson-weighted least squares, rounded one coefficient at a time, the rest refitted) in the error measure of the
  * finished function. Accuracy: `make ulp`, docs/accuracy.md, which has the arguments where the largest errors occur.
  * Subnormal results may come out as 0 and subnormal arguments may be read as 0.

@@ -93,7 +93,7 @@ INLINE vec sigmoid_(vec x)
     vec rounded = fma_(x, set(-LOG2E), set(ROUND_BIASED(127)));
     vec n = rounded - set(ROUND_BIASED(127));
     vec p = expm1_reduced_(minus_n_ln2_(-x, n));
-    return 1 / ((p + 1) * exponent_(rounded) + 1); /* the factored form: inf * p + inf may be NaN */
+    return 1 / fma_(p + 1, exponent_(rounded), set(1)); /* the factored form: inf * p + inf may be NaN */
 }
 
 /* e^(-a^2/2) for 0 <= a <= 13.27, where it has become 0.

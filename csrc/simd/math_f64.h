@@ -50,15 +50,16 @@ INLINE vec expm1_(vec x)
     return fma_(half_scale, p, half_scale - 0.5) * 2;
 }
 
-/* f - ln(1 + f) for f in [sqrt(1/2) - 1, 1]: with s = f / (2 + f) and z = s^2, ln(1 + f) = 2 artanh s = 2s + s z q(z) and
- * 2s = f - s f. What is subtracted from f is small beside it; relative error of the fit 2^-59. */
-INLINE vec minus_log1p_(vec f)
+/* s and t with f - ln(1 + f) = s t for f in [sqrt(1/2) - 1, 1]: with s = f / (2 + f) and z = s^2, ln(1 + f) = 2 artanh s =
+ * 2s + s z q(z) and 2s = f - s f. What is subtracted from f is small beside it; relative error of the fit 2^-59. */
+typedef struct log1p_parts { vec s, t; } log1p_parts;
+INLINE log1p_parts minus_log1p_(vec f)
 {
     vec s = f / (f + 2), z = s * s;
     vec q = POLY(z, 0.666666666666663, 0.4000000000015895, 0.28571428547691263, 0.22222223978068675,
                  0.18181743671795025, 0.1538656468256538, 0.13300917538273016, 0.12106488965746953,
                  0.08338486200245865, 0.170213486732214);
-    return s * (f - z * q);
+    return (log1p_parts){s, fma_(-z, q, f)};
 }
 
 /* ln x. x >= DBL_MIN; below that -inf (so for 0 and subnormals), below 0 NaN, inf and NaN through. Max ulp 0.91 / 0.91.
@@ -70,14 +71,19 @@ INLINE vec log_(vec x)
     ivec biased = (ivec)((wide)(as_int(x) - from) >> 52);
     vec n = as_real(biased | as_int(set(0x1p52))) - set(0x1p52 + 1023);
     vec f = as_real(as_int(x) - ((biased - 1023) << 52)) - 1;
-    vec y = fma_(n, set(LN2_HI), f - fma_(n, set(-LN2_LO), minus_log1p_(f)));
+    log1p_parts m = minus_log1p_(f);
+    vec y = fma_(n, set(LN2_HI), f - fma_(m.s, m.t, n * -LN2_LO));
     y = select_(x < set(__DBL_MIN__), set(-__builtin_inf()), y);
     y = select_(x < set(__builtin_inf()), y, x); /* inf and NaN */
     return as_real(as_int(y) | (x < 0));        /* all ones is a NaN */
 }
 
 /* ln(1 + u) for u in [0, 1] only. Max ulp 1.30 / 1.06. */
-INLINE vec log1p_unit_(vec u) { return u - minus_log1p_(u); }
+INLINE vec log1p_unit_(vec u)
+{
+    log1p_parts m = minus_log1p_(u);
+    return fma_(-m.s, m.t, u);
+}
 
 /* tanh x. Odd bit for bit, |result| <= 1, exactly +-1 from |x| = 19.062 on. Max ulp 2.53 / 2.58. */
 INLINE vec tanh_(vec x)
@@ -98,7 +104,7 @@ INLINE vec sigmoid_(vec x)
     vec rounded = fma_(x, set(-LOG2E), set(ROUND_BIASED(1023)));
     vec n = rounded - set(ROUND_BIASED(1023));
     vec p = expm1_reduced_(minus_n_ln2_(-x, n));
-    return 1 / ((p + 1) * exponent_(rounded) + 1); /* the factored form: inf * p + inf may be NaN */
+    return 1 / fma_(p + 1, exponent_(rounded), set(1)); /* the factored form: inf * p + inf may be NaN */
 }
 
 /* e^(-a^2/2) for 0 <= a <= 37.66, where it has become 0. The top 26 bits of a are h: h^2 is exact, and the small rest

@@ -24,8 +24,6 @@ INLINE void store(real *p, vec v) { *(vec_any *)p = v; }
 INLINE vec set(real x) { return x - (vec){0}; } /* x - 0 keeps the sign of zero; 0 + x does not */
 INLINE ivec iset(integer x) { return x - (ivec){0}; }
 
-INLINE vec fma_(vec a, vec b, vec c) { return a * b + c; } /* contracted where the target has FMA */
-
 INLINE vec as_real(ivec v) { return (vec)v; }
 INLINE ivec as_int(vec v) { return (ivec)v; }
 INLINE vec to_real(ivec v) { return __builtin_convertvector(v, vec); }
@@ -48,14 +46,20 @@ INLINE vec copysign_(vec magnitude, vec sign)
 /* Words that want an instruction of their own.
  * max_, min_: NaN in the first argument comes through; the second must not be one, for there the targets differ.
  * load_n, store_n: the first n lanes come from memory, zero in the others; 0 <= n <= LANES.
+ * fma_: a b + c, rounded once where the target can. Nothing else is contracted (-ffp-contract=off): which of two products
+ * is would be the compiler's choice at every place a rule is inlined, and the bits would follow it.
  * root_, over_: square root and quotient within 2 ulp where that is quicker than sqrt_ and the operator /, infinities
  * and zeros as theirs; b of over_ is finite and normal, or infinite. */
 #if defined(__x86_64__) && REAL_IS_FLOAT && VEC_BYTES == 64
-#define HAS_MASKS /* load_n costs no more than load */
+#define HAS_FMA
 #define BELOW(n) ((__mmask16)((1u << (n)) - 1))
-INLINE vec load_n(const real *p, int n) { return (vec)_mm512_maskz_loadu_ps(BELOW(n), p); }
+INLINE vec load_n(const real *p, int n)
+{
+    return __builtin_constant_p(n) && n == LANES ? load(p) : (vec)_mm512_maskz_loadu_ps(BELOW(n), p);
+}
 INLINE void store_n(real *p, vec v, int n) { _mm512_mask_storeu_ps(p, BELOW(n), (__m512)v); }
 INLINE vec sqrt_(vec v) { return (vec)_mm512_sqrt_ps((__m512)v); }
+INLINE vec fma_(vec a, vec b, vec c) { return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 INLINE vec max_(vec a, vec b) { return (vec)_mm512_max_ps((__m512)b, (__m512)a); }
 INLINE vec min_(vec a, vec b) { return (vec)_mm512_min_ps((__m512)b, (__m512)a); }
 INLINE ivec imax_(ivec a, ivec b) { return (ivec)_mm512_max_epi32((__m512i)a, (__m512i)b); }
@@ -77,15 +81,20 @@ INLINE vec over_(vec a, vec b)
     return a * fma_(inverse, fma_(inverse, -b, set(1)), inverse);
 }
 #elif defined(__x86_64__) && VEC_BYTES == 64
-#define HAS_MASKS
+#define HAS_FMA
 #define BELOW(n) ((__mmask8)((1u << (n)) - 1))
-INLINE vec load_n(const real *p, int n) { return (vec)_mm512_maskz_loadu_pd(BELOW(n), p); }
+INLINE vec load_n(const real *p, int n)
+{
+    return __builtin_constant_p(n) && n == LANES ? load(p) : (vec)_mm512_maskz_loadu_pd(BELOW(n), p);
+}
 INLINE void store_n(real *p, vec v, int n) { _mm512_mask_storeu_pd(p, BELOW(n), (__m512d)v); }
 INLINE vec sqrt_(vec v) { return (vec)_mm512_sqrt_pd((__m512d)v); }
+INLINE vec fma_(vec a, vec b, vec c) { return (vec)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
 INLINE vec max_(vec a, vec b) { return (vec)_mm512_max_pd((__m512d)b, (__m512d)a); }
 INLINE vec min_(vec a, vec b) { return (vec)_mm512_min_pd((__m512d)b, (__m512d)a); }
 INLINE ivec imax_(ivec a, ivec b) { return (ivec)_mm512_max_epi64((__m512i)a, (__m512i)b); }
 #elif defined(__x86_64__) && REAL_IS_FLOAT && VEC_BYTES == 32
+#define HAS_FMA
 INLINE __m256i below_(int n)
 {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -97,10 +106,12 @@ INLINE void store_n(real *p, vec v, int n)
     else _mm256_maskstore_ps(p, below_(n), (__m256)v);
 }
 INLINE vec sqrt_(vec v) { return (vec)_mm256_sqrt_ps((__m256)v); }
+INLINE vec fma_(vec a, vec b, vec c) { return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 INLINE vec max_(vec a, vec b) { return (vec)_mm256_max_ps((__m256)b, (__m256)a); }
 INLINE vec min_(vec a, vec b) { return (vec)_mm256_min_ps((__m256)b, (__m256)a); }
 INLINE ivec imax_(ivec a, ivec b) { return (ivec)_mm256_max_epi32((__m256i)a, (__m256i)b); }
 #elif defined(__x86_64__) && VEC_BYTES == 32
+#define HAS_FMA
 INLINE __m256i below_(int n) { return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3)); }
 INLINE vec load_n(const real *p, int n) { return n >= LANES ? load(p) : (vec)_mm256_maskload_pd(p, below_(n)); }
 INLINE void store_n(real *p, vec v, int n)
@@ -109,6 +120,7 @@ INLINE void store_n(real *p, vec v, int n)
     else _mm256_maskstore_pd(p, below_(n), (__m256d)v);
 }
 INLINE vec sqrt_(vec v) { return (vec)_mm256_sqrt_pd((__m256d)v); }
+INLINE vec fma_(vec a, vec b, vec c) { return (vec)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
 INLINE vec max_(vec a, vec b) { return (vec)_mm256_max_pd((__m256d)b, (__m256d)a); }
 INLINE vec min_(vec a, vec b) { return (vec)_mm256_min_pd((__m256d)b, (__m256d)a); }
 #define NO_IMAX
@@ -140,9 +152,13 @@ INLINE vec max_(vec a, vec b) { return (vec)_mm_max_pd((__m128d)b, (__m128d)a); 
 INLINE vec min_(vec a, vec b) { return (vec)_mm_min_pd((__m128d)b, (__m128d)a); }
 #else
 #if defined(__aarch64__) && VEC_BYTES == 16 && REAL_IS_FLOAT
+#define HAS_FMA
+INLINE vec fma_(vec a, vec b, vec c) { return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
 INLINE vec max_(vec a, vec b) { return (vec)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
 INLINE vec min_(vec a, vec b) { return (vec)vminq_f32((float32x4_t)a, (float32x4_t)b); }
 #elif defined(__aarch64__) && VEC_BYTES == 16
+#define HAS_FMA
+INLINE vec fma_(vec a, vec b, vec c) { return (vec)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
 INLINE vec max_(vec a, vec b) { return (vec)vmaxq_f64((float64x2_t)a, (float64x2_t)b); }
 INLINE vec min_(vec a, vec b) { return (vec)vminq_f64((float64x2_t)a, (float64x2_t)b); }
 #else
@@ -159,6 +175,9 @@ INLINE vec sqrt_(vec v)
 
 #if defined(NO_IMAX)
 INLINE ivec imax_(ivec a, ivec b) { return iselect_(a > b, a, b); }
+#endif
+#if !defined(HAS_FMA)
+INLINE vec fma_(vec a, vec b, vec c) { return a * b + c; }
 #endif
 #if !defined(HAS_ESTIMATES)
 INLINE vec root_(vec v) { return sqrt_(v); }
