@@ -1,6 +1,6 @@
 """Types of the compiled module. Arrays are trusted: dtype, shape and contiguity are the caller's business."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,12 @@ class Tuner:
 class Lock:
     def acquire(self, blocking: bool) -> bool: ...
     def __exit__(self, *exc: object) -> None: ...
+
+class Watch:
+    def __init__(
+        self, kind: type, tensors: Iterable[object], learnt: Iterable[object], dicts: Iterable[dict]
+    ) -> None: ...
+    def same(self) -> bool: ...
 
 class Network:
     pending: tuple[_Reals, int] | None

@@ -143,4 +143,5 @@ cdef class Lock:
 
 # one module, so that calls between the parts stay inline
 include "_native_kernels.pxi"
+include "_native_tensors.pxi"
 include "_native_network.pxi"

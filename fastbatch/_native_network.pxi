@@ -24,12 +24,6 @@ cdef class Tuner:
 
 # -- the fast path: what can be used as it lies ------------------------------------------------------------------------
 
-cdef inline bint _plain(object array, int kind, int ndim) noexcept:
-    """Exactly an ndarray of this dtype, C-contiguous, aligned and in native byte order."""
-    return (cnp.PyArray_CheckExact(array) and cnp.PyArray_TYPE(<cnp.ndarray>array) == kind
-            and cnp.PyArray_NDIM(<cnp.ndarray>array) == ndim and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray>array))
-
-
 cdef bint _labels_in_range(const int64_t *labels, int64_t n, int64_t classes, int64_t *copy) noexcept nogil:
     """Copies what it checks: another thread may write to the caller's array before the kernels index by it."""
     cdef int64_t i, label
@@ -280,18 +274,18 @@ cdef class Network:
 
     cdef bint takes(self, object y, int64_t n, fb_feed *feed):
         """Whether `y` can be used as it lies, for `n` rows; then `feed` points to it."""
+        cdef lying found
         feed.y_stride = self.outputs * self.size
-        if self.takes_labels and _plain(y, cnp.NPY_INT64, 1):
+        if self.takes_labels and _lies(y, cnp.NPY_INT64, 1, &found):
             feed.labels = self.labels
-            return cnp.PyArray_DIM(<cnp.ndarray>y, 0) == n and _labels_in_range(
-                <const int64_t *>cnp.PyArray_DATA(<cnp.ndarray>y), n, self.outputs, self.labels)
-        if not _plain(y, self.kind, 2):
-            if self.takes_labels or self.outputs != 1 or not _plain(y, self.kind, 1):
+            return found.rows == n and _labels_in_range(<const int64_t *>found.data, n, self.outputs, self.labels)
+        if not _lies(y, self.kind, 2, &found):
+            if self.takes_labels or self.outputs != 1 or not _lies(y, self.kind, 1, &found):
                 return False
-        elif cnp.PyArray_DIM(<cnp.ndarray>y, 1) != self.outputs:
+        elif found.columns != self.outputs:
             return False
-        feed.y = <const char *>cnp.PyArray_DATA(<cnp.ndarray>y)
-        return cnp.PyArray_DIM(<cnp.ndarray>y, 0) == n and (
+        feed.y = found.data
+        return found.rows == n and (
             self.takes_any
             or (_between(<const float *>feed.y, n * self.outputs, self.least, self.most) if self.kind == cnp.NPY_FLOAT32
                 else _between(<const double *>feed.y, n * self.outputs, self.least, self.most)))
@@ -301,13 +295,14 @@ cdef class Network:
         cdef fb_feed feed
         cdef fb_sums sums
         cdef fb_outcome outcome
+        cdef lying found
         cdef int threads
-        if not _plain(x, self.kind, 2) or cnp.PyArray_DIM(<cnp.ndarray>x, 1) != self.inputs:
+        if not _lies(x, self.kind, 2, &found) or found.columns != self.inputs:
             return None
-        feed.x = <const char *>cnp.PyArray_DATA(<cnp.ndarray>x)
+        feed.x = found.data
         feed.x_stride = self.inputs * self.size
         feed.input = self.input_of_rows
-        feed.rows = feed.batch = feed.piece = cnp.PyArray_DIM(<cnp.ndarray>x, 0)
+        feed.rows = feed.batch = feed.piece = found.rows
         feed.y = feed.outputs = NULL
         feed.labels = feed.order = feed.mix_shift = NULL
         feed.weight = feed.mix_share = NULL
@@ -333,10 +328,11 @@ cdef class Network:
     def fast_predict(self, x):
         """See `Program.fast_predict` of protocol.py."""
         cdef fb_feed feed
+        cdef lying found
         cdef cnp.npy_intp shape[2]
-        if not _plain(x, self.kind, 2) or cnp.PyArray_DIM(<cnp.ndarray>x, 1) != self.inputs:
+        if not _lies(x, self.kind, 2, &found) or found.columns != self.inputs:
             return None
-        feed.rows = feed.batch = cnp.PyArray_DIM(<cnp.ndarray>x, 0)
+        feed.rows = feed.batch = found.rows
         if not 0 < feed.rows <= self.rows or self.allowed(self.limit, feed.rows * self.flops_per_row) != 1:
             return None
         spare = self.take_spare()
@@ -344,7 +340,7 @@ cdef class Network:
             return None
         shape[0], shape[1] = feed.rows, self.outputs
         outputs = cnp.PyArray_EMPTY(2, shape, self.kind, 0)
-        feed.x = <const char *>cnp.PyArray_DATA(<cnp.ndarray>x)
+        feed.x = found.data
         feed.x_stride = self.inputs * self.size
         feed.input = self.input_of_rows
         feed.y = NULL

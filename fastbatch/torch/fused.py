@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import checks
-from ..errors import ArgumentError, named_keywords
+from ..errors import ArgumentError, BackendError, named_keywords
 from ..model import model_parts
 from ..training import Trainer
 from . import losses
@@ -26,7 +26,6 @@ __all__ = ["FusedStep", "fuse"]
 Array = np.ndarray
 
 _is_training = attrgetter("training")
-_requires_grad = attrgetter("requires_grad")
 
 
 @named_keywords
@@ -82,17 +81,21 @@ def fuse(
 
 @dataclass
 class _Link:
-    """A tensor of the module and the memory of the model that it shall lie in."""
+    """A tensor of the module and the memory of the model that it shall lie in, as torch sees it."""
 
     name: str  # in files of models, or "" for a count of batches
     path: str
     home: dict[str, Any]
     key: str
-    view: Any
+    memory: Array
 
     @property
     def tensor(self) -> Any:
         return self.home[self.key]
+
+
+def _dtype(tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 class FusedStep:
@@ -107,32 +110,38 @@ class FusedStep:
 
     def __init__(self, module, loss_fn, optimizer, options: dict[str, Any]) -> None:
         self._torch = torch = import_torch()
+        try:
+            from .._native import Watch
+        except ImportError as error:
+            raise BackendError(f"fuse needs the compiled extension of fastbatch: {error}") from error
+        self._watch = Watch
         self.module, self.loss_fn, self.optimizer = module, loss_fn, optimizer
         found = read(module, "fuse")
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ArgumentError(f"fuse: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        self._rule = Rule(optimizer)
-        self._flattens, self._modal = found.flattens, found.modal
+        self._rule = Rule(optimizer, "fuse")
+        self._flattens, self._layers = found.flattens, found.layers
         model = model_of(found)
-        loss, self._ignored = losses.describe(loss_fn, model.output_size)
+        self._loss = losses.describe(loss_fn, model.output_size, "fuse")
+        loss, self._ignored = self._loss
         self._tensors_of_model = model_parts(model)[0]
-        self._constant = tuple(
-            name
-            for name in self._tensors_of_model
-            if name not in found.tensors and not name.endswith((".mean", ".var"))
-        )
         self._paths = {name: path for name, (path, _, _) in found.tensors.items()}
+        self._batches = np.zeros(len(found.batches), np.int64)
         self._links = self._link(found)
+        self._check_tensors("fuse")
         self._names = {id(link.tensor): link.name for link in self._links if link.name}
         self._scalar = np.float64 if torch.get_default_dtype() is torch.float64 else np.float32  # of counts, as torch's
         self.trainer = Trainer(model, loss, self._described(), **options)
         model.loss = loss  # what the fast path of Trainer.step asks for
         self._fast_step: Callable[[Any, Any, float], float | None] = self.trainer._program.fast_step
         self._steps = self.trainer._steps
-        self._modules = [part for _, part in found.modal]
         self._views: dict[tuple[str, int], Any] = {}  # of slots, by name of the tensor and number
-        self._take_state()
-        self._take_tensors()
+        with torch.inference_mode(False):  # what is made in it, torch could not train
+            self._take_state()
+            self._take_tensors()
+        self._remember(found)
+        if not all(map(_is_training, (part for _, part in found.modal))):
+            self._look: Callable[[], bool] = bool  # the first step says so, unless train() comes before it
         optimizer._opt_called = True  # torch's schedulers warn unless the optimizer has stepped before them
 
     def __repr__(self) -> str:
@@ -163,44 +172,34 @@ class FusedStep:
         ShapeError, DTypeError, DataError, DivergenceError
             Nothing has been trained then.
         """
-        groups = self.optimizer.param_groups
-        if len(groups) == 1:
-            self._groups_then[0]["lr"] = groups[0]["lr"]  # passed on, not followed
-        try:  # dicts hold what they held behind the last step, the same objects, which compares fast
-            same = (
-                [*map(self._address, self._tensors)] == self._addresses
-                and [*map(_requires_grad, self._parameters)] == self._required
-                and self._homes == self._homes_then
-                and [*self.optimizer.state.values()] == self._state_then
-                and self._counts.item(0) == self._counted
-            )
-        except RuntimeError:  # other tensors, compared element by element
-            same = False
-        if not same or len(groups) != len(self._groups_then):
+        groups, then = self.optimizer.param_groups, self._groups_then
+        if (
+            not self._look()
+            or self.optimizer.state is not self._state
+            or self._counts.item(0) != self._counted
+            or len(groups) != len(then)
+        ):
             self._follow()
-        elif groups != self._groups_then and not self._in_proportion(groups):
-            self.trainer.retune(self._described())
-        if self._modules and not all(map(_is_training, self._modules)):
-            self._refuse_eval()
-        try:
-            if type(x) is self._tensor:
-                x = x.numpy()
-            if type(y) is self._tensor:
-                y = y.numpy()
-        except (RuntimeError, TypeError):  # the door says why
-            pass
-        if self._flattens and x.ndim > 2:
-            x = x.reshape(len(x), -1)
+            groups, then = self.optimizer.param_groups, self._groups_then
+        if len(groups) == 1:
+            then[0]["lr"] = groups[0]["lr"]  # passed on, not followed
+        if groups != then and not self._in_proportion(groups):
+            self._retune()
         lr = groups[self._leader]["lr"]
         if type(lr) is not float:
             lr = float(lr)
-        loss = None if sample_weight is not None else self._fast_step(x, y, lr)
+        loss = self._fast_step(x, y, lr) if sample_weight is None else None
         if loss is None:
             loss = self._careful(x, y, sample_weight, lr)
-        self._count(groups)
+        self._counted = t = self._steps.item()
+        self._counts.fill(t)
+        if self._counts_more:
+            self._count_more(groups, t)
         return np.float64(loss)
 
     def _careful(self, x, y, weight, lr: float) -> float:
+        if self._flattens and hasattr(x, "ndim") and x.ndim > 2:
+            x = x.reshape(len(x), -1)
         if self._ignored is not None:
             y = checks.as_array(y, "y")
             ignored = y == self._ignored
@@ -210,68 +209,103 @@ class FusedStep:
         self.trainer.lr_factor = lr
         return self.trainer.step(x, y, weight)
 
-    def _count(self, groups) -> None:
-        """What torch counts of an update, behind one."""
-        self._counted = t = self._steps.item()
-        self._counts.fill(t)
-        if self._batches.size:
-            self._batches += 1
+    def _count_more(self, groups, t: int) -> None:
+        """What else torch counts of an update, behind number `t`."""
+        self._batches += 1
         if self._products is not None:
             self._products *= [self._rule.momentum(groups[i], t) for i in self._group_of]
         if self._unborn:
+            self._unborn = False
             self._lend_state()
-
-    def _refuse_eval(self) -> None:
-        path, part = next((path, part) for path, part in self._modal if not part.training)
-        raise ArgumentError(
-            f"step: {named(path)} ({type(part).__name__}): expected training mode, got eval(); module.train() first"
-        )
+            self._remember(read(self.module, "step"))
 
     # -- the module's tensors ------------------------------------------------------------------------------------------
 
     def _link(self, found: Found) -> list[_Link]:
-        torch = self._torch
         own = [
-            _Link(name, *found.tensors[name], torch.from_numpy(array.T))
+            _Link(name, *found.tensors[name], array.T)
             for name, array in self._tensors_of_model.items()
             if name in found.tensors
         ]
-        self._batches = np.array([home[key].item() for _, home, key in found.batches], np.int64)
-        counts = torch.from_numpy(self._batches)
-        return own + [_Link("", *place, counts[i]) for i, place in enumerate(found.batches)]
+        return own + [_Link("", *place, self._batches[i : i + 1].reshape(())) for i, place in enumerate(found.batches)]
+
+    def _check_tensors(self, caller: str) -> None:
+        for link in self._links:
+            tensor, memory = link.tensor, link.memory
+            where = f"{caller}: {named(link.path)}"
+            if tensor is None or (tuple(tensor.shape), _dtype(tensor), tensor.device.type) != (
+                memory.shape,
+                str(memory.dtype),
+                "cpu",
+            ):
+                got = None if tensor is None else f"{tuple(tensor.shape)} of {_dtype(tensor)} on {tensor.device}"
+                raise ArgumentError(f"{where}: expected {memory.shape} of {memory.dtype} on the CPU, got {got}")
+            if tensor.is_shared():
+                raise ArgumentError(
+                    f"{where} lies in memory that processes share, and fused steps train memory of their own: "
+                    "expected a module of this process, copy.deepcopy(module), say"
+                )
 
     def _take_tensors(self) -> None:
         """Let every tensor of the module lie in the model's memory, with the values that it has now."""
         for link in self._links:
-            tensor, view = link.tensor, link.view
-            where = f"step: {named(link.path)}"
-            if (
-                link.name
-                and link.home is not None
-                and not link.key.startswith("running")
-                and id(tensor) not in self._names
-            ):
-                raise ArgumentError(f"{where} is another parameter than the optimizer's: expected a new fuse")
-            if tensor is None or (tensor.shape, tensor.dtype, tensor.device) != (view.shape, view.dtype, view.device):
-                got = None if tensor is None else f"{tuple(tensor.shape)} of {tensor.dtype} on {tensor.device}"
-                raise ArgumentError(f"{where}: expected {tuple(view.shape)} of {view.dtype} on the CPU, got {got}")
-        for link in self._links:
-            tensor, view = link.tensor, link.view
-            if tensor.data_ptr() != view.data_ptr() or tensor.stride() != view.stride():
+            tensor, view = link.tensor, self._torch.from_numpy(link.memory)
+            if (tensor.data_ptr(), tensor.stride()) != (view.data_ptr(), view.stride()):
                 view.copy_(tensor.detach())
                 tensor.data = view
-        self._tensors = [link.tensor for link in self._links]
-        self._homes = list({id(link.home): link.home for link in self._links}.values())
-        self._homes_then = [dict(home) for home in self._homes]
-        self._tensor, self._address = self._torch.Tensor, self._torch.Tensor.data_ptr
-        self._addresses = [*map(self._address, self._tensors)]
+
+    def _remember(self, found: Found) -> None:
+        """What the next step looks at: any difference is followed."""
+        self._state = self.optimizer.state
+        settings = [vars(part) for _, part in found.modal]
+        if isinstance(self.loss_fn, self._torch.nn.Module):
+            settings += [vars(self.loss_fn), self.loss_fn._buffers]
+        homes = {id(link.home): link.home for link in self._links}.values()
+        self._look = self._watch(
+            self._torch.Tensor,
+            [link.tensor for link in self._links],
+            self._parameters,
+            [*homes, self._state, *self._state.values(), *found.hooks, *self._rule.hooks, *found.chains, *settings],
+        ).same
 
     def _follow(self) -> None:
         """Take over what has changed since the last step."""
-        self._take_tensors()
-        with self.trainer._busy:
-            self.trainer.retune(self._described())
+        self._check_tensors("step")
+        found = read(self.module, "step")
+        if found.layers != self._layers or found.flattens != self._flattens:
+            raise ArgumentError(
+                f"step: expected the module that was fused, {self._layers}, got {found.layers}: fuse it again"
+            )
+        if losses.describe(self.loss_fn, self.trainer.model.output_size, "step") != self._loss:
+            raise ArgumentError(f"step: expected the loss that was fused, {self.trainer.loss}, got other settings: fuse again")
+        for path, part in found.modal:
+            if not part.training:
+                raise ArgumentError(
+                    f"step: {named(path)} ({type(part).__name__}): expected training mode, got eval(); "
+                    "module.train() first"
+                )
+        links = self._links = self._link(found)
+        for link in links:
+            if link.name and not link.key.startswith("running") and id(link.tensor) not in self._names:
+                raise ArgumentError(
+                    f"step: {named(link.path)} is another parameter than the optimizer's: expected a new fuse"
+                )
+        self._check_tensors("step")
+        self._rule = Rule(self.optimizer, "step")
+        with self.trainer._busy, self._torch.inference_mode(False):
+            self._take_tensors()
+            self._retune()
             self._take_state()
+        self._remember(found)
+
+    def _retune(self) -> None:
+        described, trainer = self._described(), self.trainer
+        if described.slots != trainer.optimizer.slots:
+            raise ArgumentError(
+                f"step: expected settings under which {self._rule.name} keeps the state that it was fused with, "
+                f"{trainer.optimizer}, got {described}: fuse again"
+            )
+        trainer.retune(described)
 
     # -- the optimizer -------------------------------------------------------------------------------------------------
 
@@ -296,14 +330,15 @@ class FusedStep:
                     )
             members.append([self._names[id(p)] for p in group["params"]])
         self._parameters = [p for group in groups for p in group["params"]]
-        self._required = [*map(_requires_grad, self._parameters)]
         trained = {self._names[id(p)] for p in self._parameters if p.requires_grad}
         self._active = [
             (self._names[id(p)], p, i) for i, group in enumerate(groups) for p in group["params"] if p.requires_grad
         ]
-        for link in self._links:
-            if link.name in trained and getattr(link.tensor, "_post_accumulate_grad_hooks", None):
-                raise ArgumentError(f"fuse: {named(link.path)} has gradient hooks, which fused steps would not call")
+        for name, p, _ in self._active:
+            if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
+                raise ArgumentError(
+                    f"fuse: {named(self._paths[name])} has gradient hooks, which fused steps would not call"
+                )
         learnt = [name for name in self._tensors_of_model if not name.endswith((".mean", ".var"))]
         frozen: tuple[int | str, ...] = tuple(name for name in learnt if name not in trained)
         if not trained:
@@ -344,9 +379,9 @@ class FusedStep:
             self._products = np.array(products, self._scalar)
         self._counted = self._steps.item()
         self._unborn = bool(wanted) and not any(born)
+        self._counts_more = self._unborn or self._products is not None or self._batches.size > 0
         if any(born):
             self._lend_state()
-        self._state_then = [dict(entry) for entry in state.values()]
 
     def _read_state(self, entries: list[dict], slots: tuple[str | None, ...], groups: list[dict]) -> None:
         """Copy torch's state of the active parameters, where there is some, into slots and `steps`."""
@@ -401,15 +436,14 @@ class FusedStep:
     def _lend_state(self) -> None:
         """Put views of the slots and of the counts into the optimizer's state."""
         torch, slots = self._torch, self._rule.slots(self.optimizer.param_groups[0])
-        counted = {"step": torch.from_numpy(self._counts)}
-        if self._products is not None:
-            counted["mu_product"] = torch.from_numpy(self._products)
-        for k, (name, p, _) in enumerate(self._active):
-            entry = self.optimizer.state[p]
-            for key in self._rule.scalars:
-                entry[key] = counted[key][k]
-            for number, slot in enumerate(slots):
-                if slot is not None:
-                    entry[slot] = self._slot(name, number)
-        self._state_then = [dict(entry) for entry in self.optimizer.state.values()]
-        self._unborn = False
+        with torch.inference_mode(False):
+            counted = {"step": torch.from_numpy(self._counts)}
+            if self._products is not None:
+                counted["mu_product"] = torch.from_numpy(self._products)
+            for k, (name, p, _) in enumerate(self._active):
+                entry = self.optimizer.state[p]
+                for key in self._rule.scalars:
+                    entry[key] = counted[key][k]
+                for number, slot in enumerate(slots):
+                    if slot is not None:
+                        entry[slot] = self._slot(name, number)

@@ -32,7 +32,7 @@ FUNCTIONS = {
 }
 
 
-def describe(loss_fn, outputs: int) -> tuple[ops.Loss, int | None]:
+def describe(loss_fn, outputs: int, caller: str) -> tuple[ops.Loss, int | None]:
     """The loss, and a label outside 0 .. outputs - 1 whose rows it ignores, or None."""
     torch = import_torch()
     nn = torch.nn
@@ -40,7 +40,7 @@ def describe(loss_fn, outputs: int) -> tuple[ops.Loss, int | None]:
         if loss_fn is getattr(nn.functional, function):
             loss_fn = getattr(nn, name)()
     kind = type(loss_fn)
-    where = f"fuse: loss_fn ({kind.__name__})"
+    where = f"{caller}: loss_fn ({kind.__name__})"
     if kind not in (getattr(nn, name) for name in KNOWN):
         hint = HINTS.get(kind.__name__, HINTS["function"])
         raise ArgumentError(f"{where}: expected one of {', '.join(KNOWN)}; got {loss_fn!r}{hint}")

@@ -28,6 +28,9 @@ ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "silu": ("SiLU", {}),
 }
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
+
 HINTS = {
     "Softmax": "; CrossEntropyLoss takes the outputs before it",
     "LogSoftmax": "; CrossEntropyLoss takes the outputs before it, NLLLoss those behind it",
@@ -64,6 +67,10 @@ class Found:
         What works in another way in eval().
     flattens : bool
         Whether inputs of more than two dimensions are flattened.
+    hooks : list of dict
+        Where hooks would be, all of them empty.
+    chains : list of dict
+        The parts of every Sequential.
     """
 
     layers: list[Layer] = field(default_factory=list)
@@ -71,6 +78,8 @@ class Found:
     batches: list[tuple[str, dict[str, Any], str]] = field(default_factory=list)
     modal: list[tuple[str, Any]] = field(default_factory=list)
     flattens: bool = False
+    hooks: list[dict[int, Any]] = field(default_factory=list)
+    chains: list[dict[str, Any]] = field(default_factory=list)
     input_size: int = 0
     dtype: str = ""
 
@@ -113,10 +122,11 @@ def read(module, caller: str) -> Found:
         raise ArgumentError(f"{caller}: expected a torch.nn.Module, got {type(module).__name__}")
     found, dense, norms = Found(), 0, 0
     seen: dict[int, str] = {}
-    for path, part in _leaves(torch, module, "", caller):
+    _take_hooks(torch.nn.modules.module, GLOBAL_HOOKS, found, f"{caller}: torch.nn.Module")
+    for path, part in _leaves(torch, module, "", found, caller):
         where = f"{caller}: {named(path)}"
         layer, width = _layer(torch, part, where)
-        _check_hooks(part, f"{where} ({type(part).__name__})")
+        _take_hooks(part, HOOKS, found, f"{where} ({type(part).__name__})")
         if width is not None:
             if not found.input_size:
                 found.input_size = checks.count(f"{where}: inputs", width)
@@ -147,11 +157,9 @@ def read(module, caller: str) -> Found:
                 continue
             inside = f"{path}.{key}" if path else key
             _check(torch, tensor, found, f"{caller}: {named(inside)}")
-            if id(tensor) in seen:
-                raise ArgumentError(
-                    f"{caller}: {named(inside)} is shared with {named(seen[id(tensor)])}: not supported"
-                )
-            seen[id(tensor)] = inside
+            other = seen.setdefault(tensor.data_ptr(), inside)
+            if other != inside and tensor.numel():
+                raise ArgumentError(f"{caller}: {named(inside)} is shared with {named(other)}: not supported")
             found.tensors[name] = inside, home, key
     if not dense:
         raise ArgumentError(f"{caller}: expected at least one Linear in the module, got none")
@@ -163,24 +171,42 @@ def found_width(found: Found) -> int:
     return next((layer.units for layer in reversed(found.layers) if isinstance(layer, Dense)), found.input_size)
 
 
-def _leaves(torch: ModuleType, module, path: str, caller: str) -> Iterator[tuple[str, Any]]:
-    where = f"{caller}: {named(path)} ({type(module).__name__})"
-    if type(module) is torch.nn.Sequential:
-        _check_hooks(module, where)
-        for name, child in module._modules.items():
-            yield from _leaves(torch, child, f"{path}.{name}" if path else name, caller)
-        return
-    if next(module.children(), None) is not None or type(module).__module__.split(".")[0] != "torch":
+def _leaves(torch: ModuleType, module, path: str, found: Found, caller: str) -> Iterator[tuple[str, Any]]:
+    nn, kind = torch.nn, type(module)
+    where = f"{caller}: {named(path)} ({kind.__name__})"
+    chain = isinstance(module, nn.Sequential)
+    if chain and (kind.forward, kind.__call__) == (nn.Sequential.forward, nn.Module.__call__):  # subclasses, too
+        found.chains.append(module._modules)
+    elif kind.__module__.split(".")[0] != "torch" or chain or next(module.children(), None) is not None:
         raise ArgumentError(
-            f"{where}: expected torch's own layers in nn.Sequential, got a class whose forward may do anything"
+            f"{where}: expected torch's own layers in nn.Sequential, got a class whose forward may do "
+            f"anything{_inside(nn, module, path)}"
         )
-    yield path, module
+    if "forward" in vars(module):
+        raise ArgumentError(f"{where} has a forward of its own, which fastbatch would not call")
+    if not chain:
+        yield path, module
+        return
+    _take_hooks(module, HOOKS, found, where)
+    for name, child in module._modules.items():
+        yield from _leaves(torch, child, f"{path}.{name}" if path else name, found, caller)
 
 
-def _check_hooks(module, where: str) -> None:
-    for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-        if getattr(module, kind, None):
+def _inside(nn: Any, module, path: str) -> str:
+    """Where a module that fastbatch may know lies in one that it does not."""
+    wrapped = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
+    name = wrapped.get(type(module).__name__)
+    if name is None:
+        name = next((name for name, child in module.named_children() if isinstance(child, nn.Sequential)), None)
+    return "" if name is None else f"; {named(f'{path}.{name}' if path else name)} could be given instead"
+
+
+def _take_hooks(module, kinds: tuple[str, ...], found: Found, where: str) -> None:
+    for kind in kinds:
+        hooks = getattr(module, kind)
+        if hooks:
             raise ArgumentError(f"{where} has {kind[1:].replace('_', ' ')}, which fastbatch would not call")
+        found.hooks.append(hooks)
 
 
 def _layer(torch: ModuleType, part, where: str) -> tuple[Layer | None, int | None]:

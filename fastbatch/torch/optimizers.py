@@ -36,17 +36,21 @@ class Rule:
         Of its class.
     scalars : tuple of str
         What its state of each parameter counts in.
+    hooks : list of dict
+        Where hooks of its steps would be, all of them empty.
     """
 
-    def __init__(self, optimizer) -> None:
+    def __init__(self, optimizer, caller: str) -> None:
         torch = import_torch()
         self.name = type(optimizer).__name__
         if self.name not in KEYWORDS or type(optimizer) is not getattr(torch.optim, self.name):
-            raise unknown_name("fuse: optimizer", self.name, KEYWORDS)
+            raise unknown_name(f"{caller}: optimizer", self.name, KEYWORDS)
+        self.hooks = []
         for kind in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
-            if getattr(optimizer, kind, None):
+            self.hooks.append(getattr(optimizer, kind))
+            if self.hooks[-1]:
                 raise ArgumentError(
-                    f"fuse: the optimizer has {kind[11:].replace('_', ' ')}, which fused steps would not call"
+                    f"{caller}: the optimizer has {kind[11:].replace('_', ' ')}, which fused steps would not call"
                 )
         self.scalars = {"SGD": (), "NAdam": ("step", "mu_product")}.get(self.name, ("step",))
 
