@@ -71,7 +71,12 @@ class Lock:
 
 class Watch:
     def __init__(
-        self, kind: type, tensors: Iterable[object], learnt: Iterable[object], dicts: Iterable[dict]
+        self,
+        kind: type,
+        tensors: Iterable[object],
+        learnt: Iterable[object],
+        dicts: Iterable[dict],
+        empty: Iterable[dict],
     ) -> None: ...
     def same(self) -> bool: ...
 

@@ -5,9 +5,12 @@
 
 from cpython.dict cimport PyDict_Next, PyDict_Size
 from cpython.exc cimport PyErr_Clear
+from cpython.object cimport Py_TYPE, descrgetfunc
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport PyObject
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
+
+import inspect
 
 ctypedef struct dl_tensor:
     char *data
@@ -97,7 +100,7 @@ cdef bint _lies(object value, int kind, int ndim, lying *found) except -1:
 @cython.final
 @cython.auto_pickle(False)
 cdef class Watch:
-    """Whether tensors lie where they lay, ask for gradients as they did, and dicts hold the same objects.
+    """Whether tensors lie where they lay, ask for gradients as they did, and dicts hold the same objects or none.
 
     Parameters
     ----------
@@ -107,17 +110,22 @@ cdef class Watch:
         Whose places are looked at.
     learnt : sequence of tensors
         Whose requires_grad is.
-    dicts : sequence of dict
+    dicts, empty : sequence of dict
+        What is in `empty` is looked at for its length only.
     """
     cdef dl_look look
-    cdef tuple tensors, learnt, required, dicts, held
+    cdef tuple tensors, learnt, required, dicts, held, empty
     cdef object places  # (n, 2): address and first stride
+    cdef object kind, requires  # the descriptor, which takes half as long as the attribute
+    cdef descrgetfunc get
 
-    def __init__(self, kind, tensors, learnt, dicts):
+    def __init__(self, kind, tensors, learnt, dicts, empty):
         cdef Py_ssize_t i
         cdef int64_t *place
-        self.look = _look_of(kind)
-        self.tensors, self.learnt, self.dicts = tuple(tensors), tuple(learnt), tuple(dicts)
+        self.kind, self.look = kind, _look_of(kind)
+        self.requires = inspect.getattr_static(kind, "requires_grad")
+        self.get = Py_TYPE(self.requires).tp_descr_get
+        self.tensors, self.learnt, self.dicts, self.empty = tuple(tensors), tuple(learnt), tuple(dicts), tuple(empty)
         self.places = np.empty((len(self.tensors), 2), np.int64)
         place = <int64_t *>cnp.PyArray_DATA(<cnp.ndarray>self.places)
         for i in range(len(self.tensors)):
@@ -143,6 +151,9 @@ cdef class Watch:
         cdef int64_t place[2]
         cdef int64_t *then = <int64_t *>cnp.PyArray_DATA(<cnp.ndarray>self.places)
         cdef tuple held
+        for i in range(len(self.empty)):
+            if PyDict_Size(self.empty[i]):
+                return False
         for i in range(len(self.dicts)):
             d, held = self.dicts[i], <tuple>self.held[i]
             if 2 * PyDict_Size(d) != len(held):
@@ -153,7 +164,7 @@ cdef class Watch:
                     return False
                 k += 2
         for i in range(len(self.learnt)):
-            if self.learnt[i].requires_grad is not self.required[i]:
+            if self.get(self.requires, self.learnt[i], self.kind) is not self.required[i]:
                 return False
         for i in range(len(self.tensors)):
             self.find(self.tensors[i], place)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from operator import attrgetter
 from typing import Any
 
@@ -133,6 +134,7 @@ class FusedStep:
         self._scalar = np.float64 if torch.get_default_dtype() is torch.float64 else np.float32  # of counts, as torch's
         self.trainer = Trainer(model, loss, self._described(), **options)
         model.loss = loss  # what the fast path of Trainer.step asks for
+        self._slots = self._slots_now()
         self._fast_step: Callable[[Any, Any, float], float | None] = self.trainer._program.fast_step
         self._steps = self.trainer._steps
         self._views: dict[tuple[str, int], Any] = {}  # of slots, by name of the tensor and number
@@ -194,7 +196,13 @@ class FusedStep:
         self._counted = t = self._steps.item()
         self._counts.fill(t)
         if self._counts_more:
-            self._count_more(groups, t)
+            self._batches += 1
+            if self._products is not None:
+                self._products *= [self._rule.momentum(groups[i], t) for i in self._group_of]
+        if self._unborn:
+            self._unborn = False
+            self._lend_state()
+            self._remember(read(self.module, "step"))
         return np.float64(loss)
 
     def _careful(self, x, y, weight, lr: float) -> float:
@@ -208,16 +216,6 @@ class FusedStep:
                 weight = ~ignored * (1.0 if weight is None else checks.as_real(weight, "sample_weight"))
         self.trainer.lr_factor = lr
         return self.trainer.step(x, y, weight)
-
-    def _count_more(self, groups, t: int) -> None:
-        """What else torch counts of an update, behind number `t`."""
-        self._batches += 1
-        if self._products is not None:
-            self._products *= [self._rule.momentum(groups[i], t) for i in self._group_of]
-        if self._unborn:
-            self._unborn = False
-            self._lend_state()
-            self._remember(read(self.module, "step"))
 
     # -- the module's tensors ------------------------------------------------------------------------------------------
 
@@ -248,16 +246,19 @@ class FusedStep:
 
     def _take_tensors(self) -> None:
         """Let every tensor of the module lie in the model's memory, with the values that it has now."""
+        moved = []
         for link in self._links:
             tensor, view = link.tensor, self._torch.from_numpy(link.memory)
             if (tensor.data_ptr(), tensor.stride()) != (view.data_ptr(), view.stride()):
-                view.copy_(tensor.detach())
-                tensor.data = view
+                moved.append((tensor, view, tensor.detach().clone()))  # it may lie where another one belongs
+        for tensor, view, values in moved:
+            view.copy_(values)
+            tensor.data = view
 
     def _remember(self, found: Found) -> None:
         """What the next step looks at: any difference is followed."""
         self._state = self.optimizer.state
-        settings = [vars(part) for _, part in found.modal]
+        settings = list(found.settings)
         if isinstance(self.loss_fn, self._torch.nn.Module):
             settings += [vars(self.loss_fn), self.loss_fn._buffers]
         homes = {id(link.home): link.home for link in self._links}.values()
@@ -265,7 +266,8 @@ class FusedStep:
             self._torch.Tensor,
             [link.tensor for link in self._links],
             self._parameters,
-            [*homes, self._state, *self._state.values(), *found.hooks, *self._rule.hooks, *found.chains, *settings],
+            [*homes, self._state, *self._state.values(), *found.chains, *settings],
+            [*found.hooks, *self._rule.hooks],
         ).same
 
     def _follow(self) -> None:
@@ -273,11 +275,15 @@ class FusedStep:
         self._check_tensors("step")
         found = read(self.module, "step")
         if found.layers != self._layers or found.flattens != self._flattens:
+            pairs = zip_longest(self._layers, found.layers)
+            then, now = next((pair for pair in pairs if pair[0] != pair[1]), ("no Flatten", "one"))
             raise ArgumentError(
-                f"step: expected the module that was fused, {self._layers}, got {found.layers}: fuse it again"
+                f"step: expected the module that was fused, with {then}, got {now} there: fuse it again"
             )
         if losses.describe(self.loss_fn, self.trainer.model.output_size, "step") != self._loss:
-            raise ArgumentError(f"step: expected the loss that was fused, {self.trainer.loss}, got other settings: fuse again")
+            raise ArgumentError(
+                f"step: expected the loss that was fused, {self.trainer.loss}, got other settings: fuse again"
+            )
         for path, part in found.modal:
             if not part.training:
                 raise ArgumentError(
@@ -299,13 +305,19 @@ class FusedStep:
         self._remember(found)
 
     def _retune(self) -> None:
-        described, trainer = self._described(), self.trainer
-        if described.slots != trainer.optimizer.slots:
+        look, self._look = self._look, bool  # until this succeeds, no step is taken
+        described = self._described()
+        if described.slots != self.trainer.optimizer.slots:
+            kept = [", ".join(filter(None, slots)) or "none" for slots in (self._slots, self._slots_now())]
             raise ArgumentError(
-                f"step: expected settings under which {self._rule.name} keeps the state that it was fused with, "
-                f"{trainer.optimizer}, got {described}: fuse again"
+                f"step: {self._rule.name}: expected settings that keep the state that was fused, {kept[0]}, got some "
+                f"that keep {kept[1]}: fuse again"
             )
-        trainer.retune(described)
+        self.trainer.retune(described)
+        self._look = look
+
+    def _slots_now(self) -> tuple[str | None, ...]:
+        return self._rule.slots(self.optimizer.param_groups[0])
 
     # -- the optimizer -------------------------------------------------------------------------------------------------
 
@@ -353,7 +365,7 @@ class FusedStep:
     def _take_state(self) -> None:
         """Let the optimizer's state lie in the trainer's slots, with the values that it has now."""
         state, rule, groups = self.optimizer.state, self._rule, self.optimizer.param_groups
-        slots = rule.slots(groups[0])
+        slots = self._slots
         wanted = [key for key in slots if key is not None] or list(rule.scalars)
         entries = [state.get(p) or {} for _, p, _ in self._active]
         born = [any(entry.get(key) is not None for key in wanted) for entry in entries]
@@ -379,7 +391,7 @@ class FusedStep:
             self._products = np.array(products, self._scalar)
         self._counted = self._steps.item()
         self._unborn = bool(wanted) and not any(born)
-        self._counts_more = self._unborn or self._products is not None or self._batches.size > 0
+        self._counts_more = self._products is not None or self._batches.size > 0
         if any(born):
             self._lend_state()
 
@@ -398,20 +410,20 @@ class FusedStep:
         t = int(counts.pop()) if counts else max(self._steps.item(), 1)
         if self._rule.name == "NAdam":
             self._check_products(entries, groups, t)
+        found = []
         for (name, p, _), entry in zip(self._active, entries):
             for number, key in enumerate(slots):
-                view = self._slot(name, number)
                 value = None if key is None else entry.get(key)
                 if value is None:
-                    view.zero_()
-                    continue
-                if value.shape != p.shape:
+                    value = self._torch.zeros(())
+                elif value.shape != p.shape:
                     raise ArgumentError(
                         f"step: optimizer.state, {key} of {named(self._paths[name])}: expected shape {tuple(p.shape)}, "
                         f"got {tuple(value.shape)}"
                     )
-                if value is not view:
-                    view.copy_(value)
+                found.append((self._slot(name, number), value.clone()))  # it may lie where another one belongs
+        for view, value in found:
+            view.copy_(value)
         self._steps[0] = t
 
     def _check_products(self, entries: list[dict], groups: list[dict], t: int) -> None:
@@ -435,7 +447,7 @@ class FusedStep:
 
     def _lend_state(self) -> None:
         """Put views of the slots and of the counts into the optimizer's state."""
-        torch, slots = self._torch, self._rule.slots(self.optimizer.param_groups[0])
+        torch = self._torch
         with torch.inference_mode(False):
             counted = {"step": torch.from_numpy(self._counts)}
             if self._products is not None:
@@ -444,6 +456,6 @@ class FusedStep:
                 entry = self.optimizer.state[p]
                 for key in self._rule.scalars:
                     entry[key] = counted[key][k]
-                for number, slot in enumerate(slots):
+                for number, slot in enumerate(self._slots):
                     if slot is not None:
                         entry[slot] = self._slot(name, number)

@@ -17,6 +17,8 @@ KNOWN = (
 HINTS = {
     "NLLLoss": "; CrossEntropyLoss takes the outputs before LogSoftmax",
     "BCELoss": "; BCEWithLogitsLoss takes the outputs before Sigmoid",
+    "type": "; an object of it, with ()",
+    "partial": "; objects take settings: nn.CrossEntropyLoss(label_smoothing=0.1)",
     "function": "; for a loss of your own, fastbatch.Trainer(from_torch(module)) has forward, backward and update",
 }
 

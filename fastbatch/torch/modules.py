@@ -71,6 +71,8 @@ class Found:
         Where hooks would be, all of them empty.
     chains : list of dict
         The parts of every Sequential.
+    settings : list of dict
+        Attributes of parts whose settings are changed in the middle of training: Dropout and norms.
     """
 
     layers: list[Layer] = field(default_factory=list)
@@ -80,6 +82,7 @@ class Found:
     flattens: bool = False
     hooks: list[dict[int, Any]] = field(default_factory=list)
     chains: list[dict[str, Any]] = field(default_factory=list)
+    settings: list[dict[str, Any]] = field(default_factory=list)
     input_size: int = 0
     dtype: str = ""
 
@@ -127,6 +130,8 @@ def read(module, caller: str) -> Found:
         where = f"{caller}: {named(path)}"
         layer, width = _layer(torch, part, where)
         _take_hooks(part, HOOKS, found, f"{where} ({type(part).__name__})")
+        if isinstance(part, (torch.nn.Dropout, torch.nn.LayerNorm, torch.nn.BatchNorm1d)):
+            found.settings.append(vars(part))
         if width is not None:
             if not found.input_size:
                 found.input_size = checks.count(f"{where}: inputs", width)
