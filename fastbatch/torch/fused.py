@@ -109,6 +109,11 @@ class FusedStep:
         Trains the same numbers: ``step.trainer.evaluate(X, y)``, ``step.trainer.predict(X)``.
     """
 
+    _look: Callable[[], bool]  # whether all is as the last step has left it
+    _counted: int
+    _counts_more: bool
+    _unborn: bool
+
     def __init__(self, module, loss_fn, optimizer, options: dict[str, Any]) -> None:
         self._torch = torch = import_torch()
         try:
@@ -143,7 +148,7 @@ class FusedStep:
             self._take_tensors()
         self._remember(found)
         if not all(map(_is_training, (part for _, part in found.modal))):
-            self._look: Callable[[], bool] = bool  # the first step says so, unless train() comes before it
+            self._look = bool  # the first step says so, unless train() comes before it
         optimizer._opt_called = True  # torch's schedulers warn unless the optimizer has stepped before them
 
     def __repr__(self) -> str:
