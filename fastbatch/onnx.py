@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from . import storage
+from . import checks, storage
 from ._version import __version__
 from .errors import ArgumentError, BackendError, named_keywords, unknown_name
 from .model import Sequential, model_parts
@@ -16,9 +16,9 @@ from .stages import Affine, RowNorm, Scale, Softmax, Stage, stages_of
 
 __all__ = ["OPSET", "export"]
 
-# All that is needed has been there since 13 (ONNX 1.8, 2020; IR version 7). LayerNormalization, of 17, is not needed:
+# All that is needed has been there since 13 (ONNX 1.8, 2020). LayerNormalization, of 17, is not needed:
 # onnxruntime 1.31 takes the variance as mean(x^2) - mean(x)^2, 7e-5 off in float32 at mean 3000 and deviation 3.
-OPSET, IR_VERSION = 13, 7
+OPSET = 13
 
 # Operators of one input that have the name's meaning
 _OPERATORS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -41,10 +41,11 @@ def export(
     output: str = "outputs",
     input_scale=None,
     dtype: str | None = None,
+    opset: int = OPSET,
 ) -> None:
     """Write an ONNX file that computes what ``model.predict`` does, from ``x`` (batch, I) to ``y`` (batch, O).
 
-    The number of rows is free. Opset 13. The file's metadata has the version of fastbatch, the description of the
+    The number of rows is free. The file's metadata has the version of fastbatch, the description of the
     layers and the loss. It is checked by onnx.checker, written beside `path` and renamed.
 
     Parameters
@@ -57,6 +58,8 @@ def export(
         What x is multiplied by and shifted to first, such as a trainer's ``input_scale``.
     dtype : {"float32", "float64"}, optional
         Of x, y and the weights; the model's own by default.
+    opset : int, default 13
+        Version of the operators that the file asks for, for tools that want another one.
 
     Raises
     ------
@@ -77,8 +80,14 @@ def export(
         import onnx
     except ImportError as error:
         raise BackendError(f"fastbatch.onnx.export needs onnx: pip install 'fastbatch[onnx]' ({error})") from error
+    latest = onnx.defs.onnx_opset_version()
+    if not OPSET <= checks.count("export(opset=)", opset) <= latest:
+        raise ArgumentError(
+            f"export(opset=): expected {OPSET} .. {latest}, which onnx {onnx.__version__} knows, got {opset}"
+        )
+    opsets = [onnx.helper.make_opsetid("", int(opset))]
     stages, dtype = stages_of(model, output, input_scale, dtype, "export")
-    graph = _Graph(dtype)
+    graph = _Graph(dtype, opset)
     for stage in stages:
         graph.add(stage)
     kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
@@ -92,8 +101,8 @@ def export(
             [onnx.numpy_helper.from_array(array, name) for name, array in graph.arrays.items()],
             doc_string=model.summary(),
         ),
-        opset_imports=[onnx.helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
+        opset_imports=opsets,
+        ir_version=onnx.helper.find_min_ir_version_for(opsets),
         producer_name="fastbatch",
         producer_version=__version__,
     )
@@ -105,8 +114,8 @@ def export(
 class _Graph:
     """Nodes and arrays so far; `value` is the name of what the last node gives."""
 
-    def __init__(self, dtype: str) -> None:
-        self.dtype, self.value = dtype, "x"
+    def __init__(self, dtype: str, opset: int) -> None:
+        self.dtype, self.opset, self.value = dtype, opset, "x"
         self.nodes: list[Any] = []
         self.arrays: dict[str, np.ndarray] = {}
 
@@ -119,8 +128,8 @@ class _Graph:
                 x = self._node("Sub", x, self._array(stage.centre))
             self._node("Add", self._node("Mul", x, self._array(stage.factor)), self._array(stage.offset))
         elif isinstance(stage, RowNorm):
-            x = self._node("Sub", x, self._node("ReduceMean", x, axes=[1]))
-            variance = self._node("ReduceMean", self._node("Mul", x, x), axes=[1])
+            x = self._node("Sub", x, self._mean(x))
+            variance = self._mean(self._node("Mul", x, x))
             deviation = self._node("Sqrt", self._node("Add", variance, self._number(stage.eps)))
             normal = self._node("Div", x, deviation)
             self._node("Add", self._node("Mul", normal, self._array(stage.gamma)), self._array(stage.beta))
@@ -153,16 +162,22 @@ class _Graph:
             raise ArgumentError(
                 "export: expected float32 for gelu, got float64, in which onnxruntime has no Erf; pass dtype='float32'"
             )
-        zero, one = self._number(0), self._number(1)
+        zero = self._number(0)
         positive = self._node("Max", z, zero)
         if name == "leaky_relu":
             rest = self._node("Mul", self._node("Min", z, zero), self._number(0.01))
         elif name == "elu":
-            rest = self._node("Sub", self._node("Exp", self._node("Min", z, zero)), one)
+            rest = self._node("Sub", self._node("Exp", self._node("Min", z, zero)), self._number(1))
         else:
             decay = self._node("Exp", self._node("Neg", self._node("Abs", z)))
-            rest = self._node("Log", self._node("Add", decay, one))
+            rest = self._node("Log", self._node("Add", decay, self._number(1)))
         self._node("Add", positive, rest)
+
+    def _mean(self, x: str) -> str:
+        """Of each row; 18 has made an input of the attribute."""
+        if self.opset < 18:
+            return self._node("ReduceMean", x, axes=[1])
+        return self._node("ReduceMean", x, self._array(np.array([1])))
 
     def _node(self, operator: str, *inputs: str, **attributes: Any) -> str:
         from onnx.helper import make_node

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -122,6 +123,9 @@ def test_outputs_are_those_of_the_model(write, name, dtype, tmp_path):
             in_onnx(model, tmp_path)
         return
     predict = write(model, tmp_path)
+    if write is in_onnx:  # onnxruntime warns of what is not used
+        graph = pytest.importorskip("onnx", reason="needs onnx").load(tmp_path / "net.onnx").graph
+        assert {array.name for array in graph.initializer} <= {name for node in graph.node for name in node.input}
     assert_close(predict(x), exact(model, x), dtype)
     assert_close(predict(x), model.predict(x), dtype)
     assert predict(x[:0]).shape == (0, model.output_size)
@@ -245,6 +249,22 @@ def test_names(path, name):
     assert name_of(path) == name
 
 
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_both_compilers_take_every_network(compiler, tmp_path):
+    """Under more warnings than are asked for, and without a note from analysis at the level that a release takes."""
+    if not shutil.which(compiler):
+        pytest.skip(f"not installed: {compiler}")
+    more = ["-Wshadow", "-Wdouble-promotion", "-Wstrict-prototypes", "-O3"]
+    for name in NETWORKS:
+        for dtype in BOUNDS:
+            made(name, dtype).export_c(tmp_path / f"{name}_{dtype}.c")
+    sources = sorted(tmp_path.glob("*.c"))
+    assert len(sources) == 2 * len(NETWORKS)
+    done = subprocess.run([compiler, *FLAGS[:-2], *more, "-c", *sources], cwd=tmp_path, capture_output=True, text=True,
+                          check=False)  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # -- ONNX --------------------------------------------------------------------------------------------------------------
 
 
@@ -267,6 +287,24 @@ def test_the_file_says_what_it_is(tmp_path):
     description = json.loads(props["model"])
     assert description["loss"][0] == "huber"
     assert [layer[0] for layer in description["layers"]] == [type(layer).__name__ for layer in model.layers]
+
+
+def test_other_opsets(tmp_path):
+    """Up to what onnxruntime runs: the operators mean the same in all of them."""
+    onnx = pytest.importorskip("onnx", reason="needs onnx and onnxruntime")
+    runtime = pytest.importorskip("onnxruntime", reason="needs onnx and onnxruntime")
+    ran = set()
+    for opset in range(fastbatch.onnx.OPSET, onnx.defs.onnx_opset_version() + 1):
+        for name in NETWORKS:
+            model, x = made(name, "float32"), rows(name, "float32")
+            with suppress(runtime.capi.onnxruntime_pybind11_state.Fail):  # newer than it knows
+                assert_close(in_onnx(model, tmp_path, opset=opset)(x), exact(model, x), "float32")
+                ran.add(opset)
+            assert onnx.load(tmp_path / "net.onnx").opset_import[0].version == opset
+    assert len(ran) > 5
+    for opset in (12, 1000, 13.5):
+        with pytest.raises(fb.ArgumentError, match=r"opset=\).*expected"):
+            fastbatch.onnx.export(model, tmp_path / "net.onnx", opset=opset)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -5,6 +5,12 @@ Bounds: 1e-5 of the norm of predictions, in float64, too, which Keras narrows on
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from helpers import assert_same_bits, difference
@@ -81,6 +87,29 @@ def test_from_keras_and_back(dtype):
 def test_functional_chains_and_models_in_models():
     theirs, x = _functional(), _x()
     assert difference(fbk.from_keras(theirs).predict(x), _keras_predict(theirs, x)) < CLOSE
+
+
+def test_layers_that_belong_to_several_models(tmp_path):
+    """A model read from a file, the front part of one, and one whose layers another one has, too."""
+    theirs, x = _sequential(), _x()
+    theirs.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert_same_bits(fbk.from_keras(again).parameters, fbk.from_keras(theirs).parameters)
+    front = keras.Model(theirs.inputs, theirs.layers[3].output)
+    assert difference(fbk.from_keras(front).predict(x), _keras_predict(front, x)) < CLOSE
+    start = L.Input((INPUTS,))
+    other = keras.Model(start, theirs.layers[0](start))
+    for model in (other, theirs):
+        assert difference(fbk.from_keras(model).predict(x), _keras_predict(model, x)) < CLOSE
+
+
+def test_images_are_flattened():
+    theirs = _random(keras.Sequential([L.Input((3, 4, 2)), L.Flatten(), L.Dense(5, activation="relu"), L.Dense(2)]))
+    x = np.random.default_rng(0).standard_normal((6, 3, 4, 2)).astype(np.float32)
+    model = fbk.from_keras(theirs)
+    assert difference(model.predict(x.reshape(6, -1)), _keras_predict(theirs, x)) < CLOSE
+    model.parameters[:] *= 0.5
+    assert difference(_keras_predict(fbk.to_keras(model, into=theirs), x), model.predict(x.reshape(6, -1))) < CLOSE
 
 
 @pytest.mark.parametrize("name", [name for name in ops.ACTIVATIONS if name != "gelu_tanh"])
@@ -164,10 +193,28 @@ def test_twenty_steps_of_what_compile_was_told(name):
     assert difference(_keras_predict(theirs, x), got) < 1e-5
 
 
+def test_fifty_steps_of_keras_own_training():
+    """By its backend torch, in a process of its own: the one here is numpy, which cannot train.
+
+    Its moving variance is of n where ours is of n - 1: 1/32 for each of the 50 steps, at 1 % each.
+    """
+    pytest.importorskip("torch", reason="the backend by which Keras trains")
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, here / "keras_training.py"], capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, "KERAS_BACKEND": "torch", "OMP_NUM_THREADS": "1",
+             "PYTHONPATH": os.pathsep.join([str(here.parent), os.environ.get("PYTHONPATH", "")])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name, found in json.loads(done.stdout.splitlines()[-1]).items():
+        assert max(found["losses"], found["weights"]) < 1e-4, name
+        assert found["variances"] == 0 if name != "sgd" else 5e-3 < found["variances"] < 2e-2
+
+
 def test_limits_metrics_and_what_is_not_trainable():
     theirs = _sequential()
     theirs.layers[0].trainable = False
-    theirs.layers[1].trainable = False
+    theirs.layers[4].trainable = False
     theirs.compile(
         optimizer=O.Adam(1e-2, global_clipnorm=0.5, gradient_accumulation_steps=2),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=1), metrics=["acc"],
@@ -183,9 +230,72 @@ def test_limits_metrics_and_what_is_not_trainable():
         for now, then in zip(trainer.model.get_weights(), before)
     ]
     assert moved[0] == [False, False]
-    assert moved[1][:2] == [False, False]
+    assert moved[3] == [False, False]
     assert moved[4] == [False, True, True, True]  # scale=False
     assert moved[5] == [True, False]  # center=False
+
+
+S = O.schedules
+RATES = {
+    "exponential": lambda: S.ExponentialDecay(0.1, 10, 0.5),
+    "in stairs": lambda: S.ExponentialDecay(0.1, 10, 0.5, staircase=True),
+    "cosine": lambda: S.CosineDecay(0.1, 15, alpha=0.2),
+}
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_schedules(name):
+    theirs = _told_of(optimizer=O.SGD(RATES[name]()))
+    ours, exact = fbk.trainer_from_keras(theirs).optimizer, RATES[name]()
+    for t in range(25):
+        assert ours.rate(t) == pytest.approx(float(keras.ops.convert_to_numpy(exact(t))), rel=1e-5)
+
+
+def test_metrics_and_parameters_that_do_not_decay():
+    optimizer = O.AdamW(0.01, weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma"])
+    metrics = [keras.metrics.MeanAbsoluteError(name="mine"), "mse"]
+    theirs = _told_of(
+        L.BatchNormalization(), optimizer=optimizer, metrics=metrics, weighted_metrics=["mean_squared_error"]
+    )
+    trainer = fbk.trainer_from_keras(theirs)
+    assert list(trainer.metrics) == ["mae", "mse"]
+    before = [[part.copy() for part in parts] for parts in trainer.model.get_weights()]
+    x = np.zeros((BATCH, INPUTS), np.float32)  # no gradient but of what is added
+    trainer.step(x, np.zeros((BATCH, 4), np.float32))
+    (w, b), (gamma, *_) = trainer.model.get_weights()
+    assert np.allclose(w, before[0][0] * (1 - 0.01 * 0.5))
+    assert_same_bits(gamma, before[1][0])
+    assert_same_bits(b, before[0][1])
+    for metric, count in (("sparse_top_k_categorical_accuracy", "top_k"), ("acc", "accuracy")):
+        labels = _told_of(
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="mean"), metrics=[metric]
+        )
+        assert list(fbk.trainer_from_keras(labels).metrics) == [count]
+    classes = [keras.metrics.SparseCategoricalAccuracy(), keras.metrics.SparseTopKCategoricalAccuracy(k=5)]
+    labels = _told_of(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=classes)
+    assert list(fbk.trainer_from_keras(labels).metrics) == ["accuracy", "top_k"]
+
+
+def test_training_here_and_evaluating_there_and_back():
+    """In turn: loss and accuracy are those of the other side."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((200, INPUTS)).astype(np.float32)
+    y = x[:, :3].argmax(axis=1)
+    theirs = keras.Sequential([L.Input((INPUTS,)), L.Dense(16, activation="relu"), L.BatchNormalization(),
+                               L.Dropout(0.1), L.Dense(3, activation="softmax")])  # fmt: skip
+    theirs.compile(O.Adam(1e-2), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    for _ in range(2):
+        trainer = fbk.trainer_from_keras(theirs)
+        before = trainer.evaluate(x, y)["loss"]
+        trainer.fit(x, y, batch_size=25, epochs=4, verbose=0)
+        fbk.to_keras(trainer.model, into=theirs)
+        probabilities = _keras_predict(theirs, x)
+        found = trainer.evaluate(x, y)
+        assert found["loss"] < before
+        assert found["loss"] == pytest.approx(-np.log(probabilities[np.arange(200), y]).mean(), rel=1e-4)
+        assert found["accuracy"] == (probabilities.argmax(axis=1) == y).mean()
+        theirs.set_weights([0.9 * w for w in theirs.get_weights()])  # as Keras may do between
 
 
 def _of(*layers):
@@ -201,6 +311,12 @@ def _twice():
 def _skip():
     start = L.Input((INPUTS,))
     return keras.Model(start, L.Add()([L.Dense(INPUTS)(start), start]))
+
+
+def _two_outputs():
+    start = L.Input((INPUTS,))
+    middle = L.Dense(4)(start)
+    return keras.Model(start, [L.Dense(2)(middle), L.Dense(3)(middle)])
 
 
 class Own(keras.Model):
@@ -224,7 +340,10 @@ REFUSED = {
     "own": (Own, ["expected Sequential or a functional chain, got the class Own"]),
     "not a model": (lambda: L.Dense(3), ["expected a keras.Model, got Dense"]),
     "not built": (lambda: keras.Sequential([L.Dense(3)]), ["inputs (n, I)"]),
-    "images": (lambda: keras.Sequential([L.Input((2, 3)), L.Dense(3)]), ["inputs (n, I)"]),
+    "images": (lambda: keras.Sequential([L.Input((2, 3)), L.Dense(3)]), ["inputs (n, I)", "(None, 2, 3)"]),
+    "scale": (lambda: _of(L.Rescaling(0.1, name="pixels")), ["pixels (Rescaling)", "set trainer.input_scale"]),
+    "standardize": (lambda: _of(L.Normalization(mean=0.0, variance=2.0)), ["(Normalization)", "call it on X"]),
+    "two outputs": (_two_outputs, ["each layer used once"]),
     "no dense": (lambda: keras.Sequential([L.Input((2,)), L.ReLU()]), ["at least one Dense"]),
     "mixed": (lambda: _of(L.Dense(2, dtype="mixed_float16", name="half")), ["half (Dense)", "float16 on float32"]),
 }
@@ -241,6 +360,12 @@ def test_models_that_are_refused(name):
 
 def _compiled(**settings):
     model = _of(L.Dense(3, kernel_regularizer=settings.pop("regularizer", None), activation=settings.pop("end", None)))
+    model.compile(**{"optimizer": O.SGD(0.1), "loss": "mse", **settings})
+    return model
+
+
+def _told_of(*layers, **settings):
+    model = _of(*layers)
     model.compile(**{"optimizer": O.SGD(0.1), "loss": "mse", **settings})
     return model
 
@@ -262,11 +387,25 @@ TOLD = {
     ),
     "optimizer": (lambda: _compiled(optimizer="adadelta"), ["optimizer", "Adadelta", "RMSprop"]),
     "schedule": (
-        lambda: _compiled(optimizer=O.SGD(O.schedules.ExponentialDecay(0.1, 10, 0.5))), ["a number as learning_rate"],
+        lambda: _compiled(optimizer=O.SGD(O.schedules.PiecewiseConstantDecay([10], [0.1, 0.01]))),
+        ["ExponentialDecay or CosineDecay", "PiecewiseConstantDecay", "schedules has others"],
+    ),
+    "warmup": (
+        lambda: _compiled(optimizer=O.SGD(O.schedules.CosineDecay(0.0, 9, warmup_target=0.1, warmup_steps=3))),
+        ["without warmup", "'warmup_steps': 3"],
     ),
     "clipnorm": (lambda: _compiled(optimizer=O.SGD(0.1, clipnorm=1.0)), ["clipnorm", "global_clipnorm is max_grad"]),
     "ema": (lambda: _compiled(optimizer=O.SGD(0.1, use_ema=True)), ["use_ema"]),
     "metric": (lambda: _compiled(metrics=["auc"]), ["metrics", "auc", "accuracy"]),
+    "settings of a metric": (
+        lambda: _compiled(metrics=[keras.metrics.BinaryAccuracy(threshold=0.3)]), ["binary_accuracy", "0.3"],
+    ),
+    "metrics of several outputs": (lambda: _compiled(metrics=[["mae"]]), ["metrics", "['mae']"]),
+    "weights of losses": (lambda: _compiled(loss_weights=2.0), ["loss_weights=None, got 2.0"]),
+    "statistics": (
+        lambda: _told_of(L.BatchNormalization(trainable=False, name="still")),
+        ["still", "moving statistics in training"],
+    ),
 }  # fmt: skip
 
 

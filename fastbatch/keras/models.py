@@ -1,50 +1,28 @@
-"""Keras: its models to and from fastbatch's, and what compile() was told as a trainer. Needs keras 3."""
+"""Models of Keras as models of fastbatch, and the other way round."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import prod
 from types import ModuleType
 from typing import Any
 
-import numpy as np
+from .. import checks, ops
+from ..errors import ArgumentError, BackendError, DTypeError, ShapeError, named_keywords, unknown_name
+from ..layers import Activation, BatchNorm, Dense, Dropout, Layer, LayerNorm, layout
+from ..model import Sequential, model_parts
 
-from . import checks, ops
-from .errors import ArgumentError, BackendError, DTypeError, ShapeError, named_keywords, unknown_name
-from .layers import Activation, BatchNorm, Dense, Dropout, Layer, LayerNorm, layout
-from .model import Sequential, model_parts
-from .training import Trainer
-
-__all__ = ["from_keras", "to_keras", "trainer_from_keras"]
+__all__ = ["Found", "from_keras", "import_keras", "model_of", "read", "to_keras"]
 
 # Name there, name here. Settings of the functions are their defaults.
 ACTIVATIONS = {
     "linear": "identity", "relu": "relu", "elu": "elu", "tanh": "tanh", "sigmoid": "sigmoid", "softplus": "softplus",
     "gelu": "gelu", "silu": "silu",
 }  # fmt: skip
-METRICS = {
-    "accuracy": "accuracy", "acc": "accuracy", "sparse_categorical_accuracy": "accuracy",
-    "categorical_accuracy": "accuracy", "binary_accuracy": "accuracy", "mse": "mse", "mean_squared_error": "mse",
-    "mae": "mae", "mean_absolute_error": "mae",
-}  # fmt: skip
-LOSSES = (
-    "MeanSquaredError", "MeanAbsoluteError", "Huber", "SparseCategoricalCrossentropy", "CategoricalCrossentropy",
-    "BinaryCrossentropy",
-)  # fmt: skip
-# Class there: class here, and its keywords by their names there.
-_ADAM = {"beta_1": "", "beta_2": "", "epsilon": "eps", "amsgrad": "amsgrad"}
-OPTIMIZERS: dict[str, tuple[str, dict[str, str]]] = {
-    "SGD": ("sgd", {"momentum": "momentum", "nesterov": "nesterov"}),
-    "Adam": ("adam", _ADAM),
-    "AdamW": ("adamw", _ADAM),
-    "Nadam": ("nadam", {"beta_1": "", "beta_2": "", "epsilon": "eps"}),
-    "RMSprop": ("rmsprop", {"rho": "alpha", "momentum": "momentum", "epsilon": "eps", "centered": "centered"}),
-    "Adagrad": ("adagrad", {"initial_accumulator_value": "initial_accumulator_value", "epsilon": "eps"}),
-    "Lion": ("lion", {"beta_1": "", "beta_2": ""}),
-}
 
 
-def _import_keras() -> ModuleType:
+def import_keras() -> ModuleType:
     try:
         import keras
     except ImportError as error:
@@ -53,7 +31,7 @@ def _import_keras() -> ModuleType:
 
 
 @dataclass
-class _Found:
+class Found:
     """What a Keras model consists of.
 
     Attributes
@@ -83,7 +61,8 @@ def from_keras(model) -> Sequential:
     ----------
     model : keras.Model
         Sequential or a functional chain, also of others, of InputLayer, Dense, Activation, ReLU, ELU, LeakyReLU,
-        Softmax, Dropout, BatchNormalization, LayerNormalization.
+        Softmax, Dropout, BatchNormalization, LayerNormalization, and Flatten of inputs, which
+        :meth:`Sequential.predict` then expects flat.
 
     Returns
     -------
@@ -94,10 +73,10 @@ def from_keras(model) -> Sequential:
     ArgumentError, DTypeError, ShapeError, BackendError
         For what fastbatch does not have; names the layer and the reason.
     """
-    return _model_of(_read(model, "from_keras"))
+    return model_of(read(model, "from_keras"))
 
 
-def _model_of(found: _Found) -> Sequential:
+def model_of(found: Found) -> Sequential:
     model = Sequential(found.layers, input_size=found.input_size, dtype=found.dtype)
     tensors = model_parts(model)[0]
     for _, layer, names in found.holders:
@@ -130,11 +109,11 @@ def to_keras(model: Sequential, *, probabilities: bool = False, into=None):
     ArgumentError, ShapeError
         For what Keras does not have, or another network than `into`. Nothing has been changed then.
     """
-    keras = _import_keras()
+    keras = import_keras()
     if not isinstance(model, Sequential):
         raise ArgumentError(f"to_keras: expected a fastbatch Sequential, got {type(model).__name__}")
     twin = into if into is not None else _build(keras, model, checks.flag("to_keras(probabilities=)", probabilities))
-    found = _read(twin, "to_keras", of_loss=True)
+    found = read(twin, "to_keras", of_loss=True)
     tensors = model_parts(model)[0]
     shapes = {part.key: part.shape for part in layout(found.layers, found.input_size)}
     if shapes != {name: array.shape for name, array in tensors.items()}:
@@ -190,17 +169,18 @@ def _activation(keras: Any, name: str, where: str, dtype: str):
 # -- what a model consists of ------------------------------------------------------------------------------------------
 
 
-def _read(model, caller: str, of_loss: bool = False) -> _Found:
+def read(model, caller: str, of_loss: bool = False) -> Found:
     """What `model` consists of; `of_loss` leaves a sigmoid at the end to the loss, however it is compiled."""
-    keras = _import_keras()
+    keras = import_keras()
     if not isinstance(model, keras.Model):
         raise ArgumentError(f"{caller}: expected a keras.Model, got {type(model).__name__}")
     parts = list(_chain(keras, model, "", caller))
-    if not model.built or len(getattr(model, "input_shape", ())) != 2:
-        raise ShapeError(
-            f"{caller}: expected a model of inputs (n, I), got {getattr(model, 'input_shape', 'one not built')}"
-        )
-    found, dense, norms = _Found(input_size=int(model.input_shape[-1])), 0, 0
+    shape = getattr(model, "input_shape", None) if model.built else None
+    flattens = bool(parts) and isinstance(parts[0][1], keras.layers.Flatten)
+    if not isinstance(shape, tuple) or (len(shape) != 2 and not flattens) or None in shape[1:]:
+        what = "one not built" if shape is None else shape
+        raise ShapeError(f"{caller}: expected a model of inputs (n, I), or one that flattens them first, got {what}")
+    found, dense, norms = Found(input_size=prod(shape[1:])), 0, 0
     for number, (path, part) in enumerate(parts):
         where = f"{caller}: {path} ({type(part).__name__})"
         last = number == len(parts) - 1
@@ -235,26 +215,35 @@ def _takes_probabilities(keras: Any, model) -> bool:
 
 
 def _chain(keras: Any, model, path: str, caller: str) -> Iterator[tuple[str, Any]]:
-    parts = list(model.layers)
-    for i, part in enumerate(parts):
-        inside = f"{path}{part.name}"
-        if len(part._inbound_nodes) > 1 or (
-            not isinstance(model, keras.Sequential) and i and part.input is not parts[i - 1].output
-        ):
-            raise ArgumentError(f"{caller}: {inside} ({type(part).__name__}): expected a chain, each layer used once")
-        if isinstance(part, keras.layers.InputLayer):
-            continue
-        if isinstance(part, keras.Model):
-            yield from _chain(keras, part, f"{inside}.", caller)
-        else:
-            yield inside, part
     if type(model).__module__.partition(".")[0] != "keras":
         raise ArgumentError(
             f"{caller}: expected Sequential or a functional chain, got the class {type(model).__name__}"
         )
+    for part in model.layers if isinstance(model, keras.Sequential) else _in_order(model, path, caller):
+        inside = f"{path}{part.name}"
+        if isinstance(part, keras.Model):
+            yield from _chain(keras, part, f"{inside}.", caller)
+        elif not isinstance(part, keras.layers.InputLayer):
+            yield inside, part
 
 
-def _check_dtype(found: _Found, part, where: str) -> None:
+def _in_order(model, path: str, caller: str) -> list:
+    """The operations of a functional model, if each but the first takes what the one before it gives.
+
+    Nodes are of this model: its layers may be parts of others, too.
+    """
+    parts: list = []
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        nodes = model._nodes_by_depth[depth]
+        part = nodes[0].operation
+        if len(nodes) > 1 or len(nodes[0].input_tensors) != bool(parts) or part in parts:
+            where = f"{caller}: {path}{part.name} ({type(part).__name__})"
+            raise ArgumentError(f"{where}: expected a chain, each layer used once")
+        parts.append(part)
+    return parts
+
+
+def _check_dtype(found: Found, part, where: str) -> None:
     dtype = part.variable_dtype
     if dtype not in checks.DTYPES or part.compute_dtype != dtype:
         raise DTypeError(f"{where}: expected float32 or float64, got {part.compute_dtype} on {dtype} weights")
@@ -291,6 +280,8 @@ def _layers(keras: Any, part, where: str, dense: int, norms: int) -> tuple[list[
     if kind is kinds.Softmax:
         only(axis=-1)
         return [], []
+    if kind is kinds.Flatten:
+        return [], []
     if kind is kinds.Dropout:
         only(noise_shape=None)
         return ([Dropout(part.rate)] if part.rate else []), []
@@ -305,9 +296,12 @@ def _layers(keras: Any, part, where: str, dense: int, norms: int) -> tuple[list[
             raise ArgumentError(f"{where}: expected axis=-1 without rms_scaling, got axis={part.axis}")
         return [LayerNorm(part.epsilon)], names
     known = (
-        "Activation, BatchNormalization, Dense, Dropout, ELU, InputLayer, LayerNormalization, LeakyReLU, ReLU, Softmax"
+        "Activation, BatchNormalization, Dense, Dropout, ELU, Flatten, InputLayer, LayerNormalization, LeakyReLU, "
+        "ReLU, Softmax"
     )
-    raise ArgumentError(f"{where}: expected one of {known}; got {kind.__name__}")
+    scales = kind in (kinds.Normalization, kinds.Rescaling)
+    hint = "; leave it out of the model, and call it on X or set trainer.input_scale" if scales else ""
+    raise ArgumentError(f"{where}: expected one of {known}; got {kind.__name__}{hint}")
 
 
 def _function(keras: Any, function, where: str) -> list[Layer]:
@@ -318,122 +312,3 @@ def _function(keras: Any, function, where: str) -> list[Layer]:
             return [Activation(ours)]
     name = getattr(function, "__name__", repr(function))
     raise unknown_name(f"{where}: activation", name, [*ACTIVATIONS, "softmax (at the end)"])
-
-
-# -- what compile() was told -------------------------------------------------------------------------------------------
-
-
-@named_keywords
-def trainer_from_keras(model, **options: Any) -> Trainer:
-    """A trainer of :func:`from_keras` of a compiled model: its loss, optimizer and metrics, and what is not trainable.
-
-    The optimizer begins anew; its formula is Keras' (``semantics="keras"``).
-
-    Parameters
-    ----------
-    model : keras.Model
-        Compiled with mean_squared_error, mean_absolute_error, huber, or a sparse, categorical or binary crossentropy;
-        SGD, Adam, AdamW, Nadam, RMSprop, Adagrad or Lion at a number as learning rate; metrics that are accuracy, mse
-        or mae.
-    **options
-        Keywords of :class:`fastbatch.Trainer`, which go before what the model says.
-
-    Returns
-    -------
-    Trainer
-
-    Raises
-    ------
-    ArgumentError
-        For a model that is not compiled, or settings that fastbatch does not have; names them.
-    """
-    keras, found = _import_keras(), _read(model, "trainer_from_keras")
-    if not model.compiled:
-        raise ArgumentError("trainer_from_keras: expected a compiled model, got one without compile()")
-    for path, part, _ in found.holders:
-        for name in ("kernel_regularizer", "bias_regularizer", "gamma_regularizer", "beta_regularizer",
-                     "kernel_constraint", "bias_constraint", "activity_regularizer"):  # fmt: skip
-            if getattr(part, name, None) is not None:
-                raise ArgumentError(f"trainer_from_keras: {path}: expected {name}=None, got {getattr(part, name)!r}")
-    loss = _loss(keras, model.loss, found)
-    given = {"semantics": "keras", **_limits(model.optimizer)}
-    given["optimizer"] = _optimizer(keras, model.optimizer, found)
-    given["metrics"] = [_metric(name) for name in _flat(model.get_compile_config()["metrics"])]
-    return Trainer(_model_of(found), loss, **{**given, **options})
-
-
-def _flat(metrics) -> list:
-    return [] if metrics is None else list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
-
-
-def _metric(name) -> str:
-    if not isinstance(name, str) or name not in METRICS:
-        raise unknown_name("trainer_from_keras: metrics", name, METRICS)
-    return METRICS[name]
-
-
-def _loss(keras: Any, given, found: _Found) -> ops.Loss:
-    where = "trainer_from_keras: loss"
-    loss = keras.losses.get(given) if isinstance(given, str) else given
-    if not isinstance(loss, keras.losses.Loss):  # a function stands for the class of its name
-        loss = next((cls() for name in LOSSES if (cls := getattr(keras.losses, name))().fn is loss), loss)
-    name = type(loss).__name__
-    if name not in LOSSES:
-        raise unknown_name(where, getattr(given, "__name__", given if isinstance(given, str) else name), LOSSES)
-    config = loss.get_config()
-    if config["reduction"] != "sum_over_batch_size":
-        raise ArgumentError(f"{where} ({name}): expected reduction='sum_over_batch_size', got {config['reduction']!r}")
-    if "from_logits" in config:
-        end = "sigmoid" if name == "BinaryCrossentropy" else "softmax"
-        if config["from_logits"] == (found.probabilities == end):
-            got = f"a model that ends with {found.probabilities or 'no ' + end}"
-            raise ArgumentError(f"{where} ({name}): expected from_logits={not config['from_logits']} of {got}")
-    if name == "BinaryCrossentropy":
-        if config["label_smoothing"]:
-            raise ArgumentError(f"{where} ({name}): expected label_smoothing=0, got {config['label_smoothing']}")
-        return ops.losses.BCE()
-    if name == "Huber":
-        return ops.losses.Huber(loss._fn_kwargs["delta"])  # its config forgets it
-    if name.endswith("Crossentropy"):
-        return ops.losses.CrossEntropy(
-            label_smoothing=config.get("label_smoothing", 0.0), ignore_index=config.get("ignore_class")
-        )
-    return ops.losses.MSE() if name == "MeanSquaredError" else ops.losses.MAE()
-
-
-def _limits(optimizer) -> dict[str, Any]:
-    config = optimizer.get_config()
-    for name in ("clipnorm", "use_ema", "loss_scale_factor"):
-        if config.get(name):
-            hint = "; global_clipnorm is max_grad_norm" if name == "clipnorm" else ""
-            raise ArgumentError(f"trainer_from_keras: optimizer: expected {name} not set, got {config[name]!r}{hint}")
-    return {
-        "max_grad_norm": config.get("global_clipnorm"),
-        "clip_value": config.get("clipvalue"),
-        "gradient_accumulation_steps": config.get("gradient_accumulation_steps") or 1,
-    }
-
-
-def _optimizer(keras: Any, optimizer, found: _Found) -> ops.Optimizer:
-    name, config = type(optimizer).__name__, optimizer.get_config()
-    where = f"trainer_from_keras: optimizer ({name})"
-    if name not in OPTIMIZERS or not isinstance(optimizer, getattr(keras.optimizers, name)):
-        raise unknown_name("trainer_from_keras: optimizer", name, OPTIMIZERS)
-    if not isinstance(config["learning_rate"], (float, int, np.floating)):
-        raise ArgumentError(f"{where}: expected a number as learning_rate, got {config['learning_rate']}")
-    ours, keywords = OPTIMIZERS[name]
-    numbers: dict[str, Any] = {here: config[there] for there, here in keywords.items() if here}
-    if "beta_1" in keywords:
-        numbers["betas"] = config["beta_1"], config["beta_2"]
-    if ours == "nadam":
-        numbers["momentum_decay"] = 1.0  # what Keras has no name for
-    if config["weight_decay"] is not None:
-        numbers["weight_decay"] = config["weight_decay"]
-    frozen = [key for _, part, names in found.holders if not part.trainable for key in names]
-    learnt = [part.key for part in layout(found.layers, found.input_size) if not part.buffered]
-    held = {key for _, _, names in found.holders for key in names}
-    constant = [key for key in learnt if key not in held]  # center=False, scale=False
-    absent = [key for key in frozen if key not in learnt]
-    return ops.OPTIMIZERS[ours](
-        lr=float(config["learning_rate"]), frozen=tuple(k for k in [*frozen, *constant] if k not in absent), **numbers
-    )
