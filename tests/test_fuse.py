@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 import warnings
 from functools import partial
 
@@ -380,6 +382,38 @@ def test_targets_are_read_as_they_lie(labels):
     else:
         with pytest.raises(fb.DTypeError, match=r"y: .*requires grad"):
             trainer.step(x, y.clone().requires_grad_())
+
+
+def test_a_trainer_says_how_a_module_becomes_a_model():
+    with pytest.raises(fb.ArgumentError, match=r"got Sequential; fastbatch\.torch\.from_torch makes one of it"):
+        fb.Trainer(_module())
+
+
+OLDER = """
+import torch
+del torch.Tensor.__dlpack_c_exchange_api__
+import fastbatch as fb, fastbatch.torch as fbt
+module = torch.nn.Sequential(torch.nn.Linear(4, 3))
+optimizer = torch.optim.Adam(module.parameters())
+step = fbt.fuse(module, torch.nn.MSELoss(), optimizer)
+trainer = fb.Trainer(fbt.from_torch(module), "mse", fb.Adam())
+x, y = torch.randn(5, 4), torch.randn(5, 3)
+assert trainer._program.fast_step(x, y, 1e-3) is None
+for k in range(4):
+    assert step(x, y) == trainer.step(x.numpy(), y.numpy())
+    if k == 1:
+        module[0].weight.data = module[0].weight.data.clone()
+    assert step._look() == (k != 1)
+assert (trainer.predict(x) == step.trainer.predict(x.numpy())).all()
+module[0].bias.requires_grad_(False)
+assert not step._look()
+"""
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), reason="all tests are of an older torch")
+def test_a_torch_without_the_interface_in_c():
+    done = subprocess.run([sys.executable, "-c", OLDER], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_watch_sees_each_kind_of_change():

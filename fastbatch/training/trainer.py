@@ -135,7 +135,10 @@ class Trainer(Steps):
         seed: int = 0,
     ) -> None:
         if not isinstance(model, Sequential):
-            raise ArgumentError(f"Trainer(model=): expected a Sequential or MLP, got {type(model).__name__}")
+            kinds = {f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(model).__mro__}
+            doors = {"torch.Module": "torch.from_torch", "keras.Model": "keras.from_keras"}
+            hint = next((f"; fastbatch.{door} makes one of it" for kind, door in doors.items() if kind in kinds), "")
+            raise ArgumentError(f"Trainer(model=): expected a Sequential or MLP, got {type(model).__name__}{hint}")
         self.model = model
         ops.check_semantics("Trainer", semantics)
         meant: dict[str, Any] = {} if semantics == "torch" else {"semantics": semantics}
