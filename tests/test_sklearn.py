@@ -192,7 +192,8 @@ def test_fitted_attributes_are_there(kind, solver):
     assert public <= set(vars(ours))
     for key in public - {"coefs_", "intercepts_"}:
         kinds = [
-            float if isinstance(getattr(each, key), float) else type(getattr(each, key)) for each in (ours, theirs)
+            float if key == "best_validation_score_" and getattr(each, key) else type(getattr(each, key))
+            for each in (ours, theirs)
         ]
         assert kinds[0] is kinds[1], key
     for key in ("n_layers_", "n_outputs_", "out_activation_", "n_features_in_"):
@@ -299,6 +300,18 @@ def test_copies_go_on_to_the_bit(copied, norm):
     assert twin.coefs_[0] is not estimator.coefs_[0]
 
 
+def test_what_joblib_maps_read_only_is_trained_further(tmp_path):
+    """loky hands large arrays to its workers so, too."""
+    _, X, y = data("multiclass")
+    estimator = MLPClassifier(random_state=0, max_iter=3, norm="batch").fit(X, y)
+    joblib.dump(estimator, tmp_path / "estimator.joblib")
+    twin = joblib.load(tmp_path / "estimator.joblib", mmap_mode="r")
+    assert np.array_equal(twin.predict_proba(X), estimator.predict_proba(X))
+    for each in (estimator, twin):
+        each.partial_fit(X, y)
+    assert np.array_equal(twin.predict_proba(X), estimator.predict_proba(X))
+
+
 def test_clone_and_set_params():
     _, X, y = data("multiclass")
     estimator = MLPClassifier(random_state=0, max_iter=3, activation=["gelu", "tanh"], hidden_layer_sizes=(5, 4))
@@ -355,6 +368,41 @@ def test_sparse_rows(matrix):
     dense, sparse = (MLPClassifier(random_state=0, max_iter=4).fit(rows, y) for rows in (X, matrix(X)))
     assert np.array_equal(dense.predict_proba(X), sparse.predict_proba(matrix(X)))
     assert sparse.partial_fit(matrix(X[:5]), y[:5]).score(matrix(X), y) > 0.3
+
+
+def test_sparse_labels_come_back_sparse():
+    name, X, y = data("multilabel")
+    theirs, ours = both(name, X, scipy.sparse.csr_matrix(y), max_iter=5)
+    assert scipy.sparse.issparse(ours.predict(X))
+    assert np.array_equal(ours.predict(X).toarray(), theirs.predict(X).toarray())
+    assert ours.score(X, y) == theirs.score(X, y)
+    first = MLPClassifier().partial_fit(X, scipy.sparse.csr_matrix(y), classes=[0, 1, 2])
+    assert scipy.sparse.issparse(first.predict(X))
+
+
+def test_metadata_is_routed():
+    """What may be asked for is scikit-learn's and the validation rows; how to call (validate=) is no metadata."""
+    _, X, y = data("multiclass")
+    weight = np.random.default_rng(0).uniform(0.2, 2, len(X))
+    asked = {name: set(vars(getattr(MLPClassifier().get_metadata_routing(), name))["_requests"])
+             for name in ("fit", "partial_fit", "predict", "predict_proba", "score")}  # fmt: skip
+    assert asked == {
+        "fit": {"sample_weight", "X_val", "y_val", "sample_weight_val"},
+        "partial_fit": {"sample_weight", "classes"},
+        "predict": set(), "predict_proba": set(), "score": {"sample_weight"},
+    }  # fmt: skip
+    with sklearn.config_context(enable_metadata_routing=True):
+        estimator = MLPClassifier(random_state=0, max_iter=5)
+        estimator.set_fit_request(sample_weight=True, X_val=True, y_val=True).set_score_request(sample_weight=True)
+        estimator.set_partial_fit_request(sample_weight=True)
+        pipeline = make_pipeline(StandardScaler().set_fit_request(sample_weight=False), estimator)
+        pipeline.transform_input = ["X_val"]
+        pipeline.fit(X, y, sample_weight=weight, X_val=X[:40], y_val=y[:40])
+    Z = StandardScaler().fit_transform(X)
+    plain = MLPClassifier(random_state=0, max_iter=5).fit(Z, y, weight, X_val=Z[:40], y_val=y[:40])
+    assert pipeline[-1].loss_curve_ == plain.loss_curve_
+    assert pipeline[-1].validation_scores_ == plain.validation_scores_
+    assert pipeline.score(X, y, sample_weight=weight) == plain.score(Z, y, weight)
 
 
 def test_tables():

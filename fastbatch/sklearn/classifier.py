@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
-from scipy.sparse import issparse
+from scipy.sparse import csr_matrix, issparse
 from sklearn.base import ClassifierMixin
 from sklearn.utils import compute_class_weight, compute_sample_weight
+from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
 
@@ -35,6 +38,12 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
 
     _classifies = True
     classes_: Array
+
+    # how to call is no metadata
+    __metadata_request__partial_fit: ClassVar = {"validate": UNUSED}
+    __metadata_request__predict: ClassVar = {"validate": UNUSED}
+    __metadata_request__predict_proba: ClassVar = {"validate": UNUSED}
+    __metadata_request__predict_log_proba: ClassVar = {"validate": UNUSED}
 
     @named_keywords
     def __init__(
@@ -168,10 +177,12 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         Returns
         -------
         ndarray of shape (n_samples,) or, multilabel, (n_samples, n_labels) of 0 and 1
+            A sparse matrix where the labels of the first fit were sparse.
         """
         outputs = self._outputs(X, validate)
         if self._multilabel:
-            return (outputs > 0).astype(np.int64)
+            labels = (outputs > 0).astype(np.int64)
+            return csr_matrix(labels) if self._sparse_labels else labels
         index = outputs.argmax(axis=1) if outputs.shape[1] > 1 else (outputs[:, 0] > 0).astype(np.intp)
         return self.classes_[np.minimum(index, len(self.classes_) - 1)]
 
@@ -213,7 +224,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         if classes is None:
             raise ArgumentError("partial_fit: expected classes in the first call, got None")
         if type_of_target(y).startswith("multilabel"):
-            self._learn(np.asarray(y.toarray() if issparse(y) else y))
+            self._learn(y if issparse(y) else np.asarray(y))
             return
         classes = unique_labels(classes)
         if "classes_" in self.__dict__ and not np.array_equal(classes, self.classes_):
@@ -225,7 +236,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         if kind not in ("binary", "multiclass", "multilabel-indicator"):
             check_classification_targets(y)  # raises, but for several classes per row
             raise ArgumentError(f"y: expected one class per row, or 0 and 1 for each label, got {kind} targets")
-        self._multilabel = kind == "multilabel-indicator"
+        self._multilabel, self._sparse_labels = kind == "multilabel-indicator", issparse(y)
         self.classes_ = np.arange(y.shape[1]) if self._multilabel else np.unique(y)
 
     def _learn_y(self, y, first: bool) -> None:

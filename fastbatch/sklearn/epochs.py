@@ -75,7 +75,7 @@ class Epochs(Callback):
         estimator, solver = self.estimator, self.estimator._optimizer
         estimator.n_iter_ += 1
         estimator.t_ += self.rows
-        loss = estimator.loss_ = logs["loss"] + self.offset
+        loss = estimator.loss_ = np.float64(logs["loss"] + self.offset)
         estimator.loss_curve_.append(loss)
         if estimator.verbose:
             print(f"Iteration {estimator.n_iter_}, loss = {loss:.8f}")

@@ -61,7 +61,8 @@ def fit(estimator: BaseMLP, rows: Rows) -> None:
         raise DivergenceError.at("loss", float(found.fun), int(found.nit))
     parameters[:] = found.x
     penalty = 0.5 * decay * float(np.square(found.x[penalised]).sum())
-    estimator.loss_ = float((found.fun - penalty) / outputs + penalty + offset(trainer.loss, rows.targets, rows.weight))
+    constant = offset(trainer.loss, rows.targets, rows.weight)
+    estimator.loss_ = np.float64((found.fun - penalty) / outputs + penalty + constant)
     estimator.n_iter_ = min(int(found.nit), estimator.max_iter)
     if found.status != 0:
         warnings.warn(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
+from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.metaestimators import available_if
 
 from .. import ops
@@ -31,6 +34,10 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         Any activation of fastbatch; a list has one for each hidden layer.{PARAMETERS}"""
 
     _classifies = False
+
+    # how to call is no metadata
+    __metadata_request__partial_fit: ClassVar = {"validate": UNUSED}
+    __metadata_request__predict: ClassVar = {"validate": UNUSED}
 
     @named_keywords
     def __init__(

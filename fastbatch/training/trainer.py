@@ -191,8 +191,14 @@ class Trainer(Steps):
     def __setstate__(self, state: dict) -> None:
         running = state["_running"]
         self.__dict__.update({name: value for name, value in state.items() if name != "_running"})
+        # steps write to these, and joblib hands over arrays that are mapped read-only
+        self._slots = memory.zeros(state["_slots"].shape, self.model.dtype)
+        self._slots[...] = state["_slots"]
+        self._steps = state["_steps"].copy()
+        if self._gradient is not None:
+            self._gradient = self._gradient.copy()
         self._connect(state["backend"])
-        self._running = running
+        self._running = None if running is None else running.copy()
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in FIXED and name in self.__dict__ and not (name == "optimizer" and self._differs_in_lr(value)):
