@@ -232,6 +232,11 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         self.classes_, self._multilabel = classes, False
 
     def _learn(self, y: Array) -> None:
+        if not issparse(y) and y.ndim == 1 and y.dtype.kind in "biu":  # type_of_target takes 100 us to say so
+            found = np.unique(y)
+            if len(found) <= len(y) // 2:  # else scikit-learn has a warning
+                self.classes_, self._multilabel = found, False
+                return
         kind = type_of_target(y, input_name="y")
         if kind not in ("binary", "multiclass", "multilabel-indicator"):
             check_classification_targets(y)  # raises, but for several classes per row
@@ -281,7 +286,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             right = ((outputs > 0) == targets).all(axis=1)
         else:
             right = outputs.argmax(axis=1) == targets.argmax(axis=1)
-        return float(np.average(right, weights=rows.weight))
+        return float(right.mean() if rows.weight is None else np.average(right, weights=rows.weight))
 
     def _weighted(self, weight: Array | None, y, learn: bool = False) -> Array | None:
         if self.class_weight is None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import ops
+from ..backends import get as get_backend
 from ..training import EMA, Callback
 from ..training.callbacks.base import Logs
-from .rows import Rows, Task, Validation
+from .rows import Task, Validation
 
 if TYPE_CHECKING:
     from .base import BaseMLP
@@ -18,14 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["Epochs"]
 
 Array = np.ndarray
-
-
-def _mean_loss(loss: ops.Loss, outputs: Array, rows: Rows) -> float:
-    value, _, share = loss.rows(outputs, rows.targets)
-    if rows.weight is not None:
-        value, share = rows.weight * value, rows.weight * share
-    total = share.sum(dtype=np.float64)
-    return float(value.sum(dtype=np.float64) / total) if total else 0.0
 
 
 class Epochs(Callback):
@@ -113,9 +105,10 @@ class Epochs(Callback):
 
     @np.errstate(over="ignore", invalid="ignore")  # on the way to where the trainer stops it
     def _note(self, validation: Validation) -> None:
-        estimator, rows = self.estimator, validation.rows
-        outputs = self.trainer.predict(rows.X)
-        loss = _mean_loss(self.trainer.loss, outputs, rows) + validation.offset
+        estimator, trainer, rows = self.estimator, self.trainer, validation.rows
+        outputs = trainer.predict(rows.x)
+        sums = get_backend(trainer.backend).loss(outputs, rows.y, trainer.loss, rows.weight, np.empty_like(outputs))
+        loss = sums.mean() + validation.offset
         score = -loss if validation.score is None else float(validation.score(outputs))
         estimator.validation_loss_curve_.append(loss)
         estimator.validation_scores_.append(score)

@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import numpy as np
 from sklearn.base import RegressorMixin
-from sklearn.metrics import r2_score
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.metaestimators import available_if
 
@@ -180,7 +179,7 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         return targets.shape[1]
 
     def _score_of(self, outputs: Array, rows: Rows) -> float:
-        found = np.exp(outputs) if self.out_activation_ == "exp" else outputs
-        if not np.isfinite(found).all():
+        if not np.isfinite(self._loss.predicted(outputs)).all():
             return float("nan")
-        return float(r2_score(rows.targets, found, sample_weight=rows.weight))
+        r2, _ = ops.METRICS["r2"]  # r2_score takes 200 us more
+        return float(r2(outputs, rows.targets, rows.weight, self._loss))

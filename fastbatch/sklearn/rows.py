@@ -11,6 +11,7 @@ from scipy.special import xlogy
 
 from .. import ops
 from ..training import Trainer
+from ..training.door import Data
 
 if TYPE_CHECKING:
     from .base import BaseMLP
@@ -79,14 +80,15 @@ class Validation:
 
     Attributes
     ----------
-    rows : Rows
+    rows : Data
+        As kernels take them.
     score : callable or None
         How good outputs for them are, more being better; None: minus the loss.
     offset : float
         What is added to their loss.
     """
 
-    rows: Rows
+    rows: Data
     score: Callable[[Array], float] | None
     offset: float
 

@@ -15,6 +15,7 @@ from sklearn.utils import check_random_state
 
 from ..errors import ArgumentError, DivergenceError
 from ..training import EMA
+from ..training.door import data_of
 from . import settings
 from .epochs import Epochs
 from .rows import Rows, Solver, Task, Validation, offset
@@ -128,7 +129,10 @@ def _validation(estimator: BaseMLP, rows: Rows) -> Validation:
         def score(outputs: Array) -> float:
             return scorer(twin, rows.X, rows.y, **keywords)
 
-    return Validation(rows, score, offset(estimator._loss, rows.targets, rows.weight))
+    trainer = estimator._optimizer.trainer
+    names = ("X_val", "y_val", "sample_weight_val")
+    data = data_of(trainer.model, trainer.loss, rows.X, rows.targets, rows.weight, names)
+    return Validation(data, score, offset(trainer.loss, rows.targets, rows.weight))
 
 
 def _task(estimator: BaseMLP, rows: Rows) -> Task | None:
