@@ -13,6 +13,7 @@ import pickle
 import re
 import subprocess
 import sys
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -368,6 +369,56 @@ def test_sparse_rows(matrix):
     dense, sparse = (MLPClassifier(random_state=0, max_iter=4).fit(rows, y) for rows in (X, matrix(X)))
     assert np.array_equal(dense.predict_proba(X), sparse.predict_proba(matrix(X)))
     assert sparse.partial_fit(matrix(X[:5]), y[:5]).score(matrix(X), y) > 0.3
+
+
+@pytest.mark.parametrize("solver", ["sgd", "adam", "lbfgs"])
+@pytest.mark.parametrize("extra", [{}, {"early_stopping": True}, {"shuffle": False, "dropout": 0.2, "norm": "batch"}])
+@pytest.mark.parametrize(
+    "loss", ["log_loss", fb.losses.CrossEntropy(weight=(1.0, 2.0, 0.5))], ids=["plain", "weighted"]
+)
+def test_a_sparse_x_that_memory_does_not_hold_is_dense_a_batch_at_a_time(monkeypatch, solver, extra, loss):
+    _, X, y = data("multiclass")
+    if solver == "lbfgs":
+        extra = {}
+    weight = np.random.default_rng(0).uniform(0.2, 2, len(X))
+    estimator = MLPClassifier(random_state=0, max_iter=6, batch_size=32, solver=solver, loss=loss, **extra)
+    X = scipy.sparse.csc_matrix(np.where(X > 0.5, X, 0))
+    dense = clone(estimator).fit(X, y, weight)
+    part = MLPClassifier(random_state=0, max_iter=2, batch_size=fb.batching.Grow(16, every=1))
+    parts = [clone(part).fit(X, y).partial_fit(X, y) for _ in range(1)]
+    monkeypatch.setattr("fastbatch.sklearn.sparse.DENSE_BYTES", 64)
+    monkeypatch.setattr("fastbatch.sklearn.sparse.BLOCK_BYTES", 17 * 6 * 8)
+    monkeypatch.setattr(fb.Trainer, "fit", None)
+    found = clone(estimator).fit(X, y, weight)
+    parts.append(clone(part).fit(X, y).partial_fit(X, y))
+    exact = {"rtol": 1e-6} if solver == "lbfgs" else {"rtol": 0, "atol": 0}  # which sums in another order
+    for one, other in ((dense, found), parts):
+        assert all(np.allclose(a, b, **exact) for a, b in zip(one.coefs_, other.coefs_))
+        assert one.loss_ == pytest.approx(other.loss_, rel=1e-12 if solver != "lbfgs" else 1e-6)
+    if solver != "lbfgs":
+        assert np.allclose(found.loss_curve_, dense.loss_curve_, rtol=1e-12)
+        assert found.t_ == dense.t_
+        assert found.n_iter_ == 6
+    if "early_stopping" in extra:
+        assert np.allclose(found.validation_scores_, dense.validation_scores_, rtol=1e-12)
+        assert np.allclose(found.validation_loss_curve_, dense.validation_loss_curve_, rtol=1e-12)
+    assert np.array_equal(found.predict_proba(X), found.predict_proba(X.toarray()))
+    with pytest.raises(ValueError, match="callbacks: expected none with a sparse X of 0 MiB as a dense array"):
+        MLPClassifier(callbacks=[fb.LambdaCallback()]).fit(X, y)
+
+
+def test_a_sparse_x_is_never_dense_as_a_whole(monkeypatch):
+    monkeypatch.setattr("fastbatch.sklearn.sparse.DENSE_BYTES", 1 << 20)
+    monkeypatch.setattr("fastbatch.sklearn.sparse.BLOCK_BYTES", 1 << 18)
+    X = scipy.sparse.random(4000, 500, 0.01, format="csc", random_state=0)
+    y = np.arange(4000) % 2
+    tracemalloc.start()
+    try:
+        MLPClassifier(4, max_iter=1, early_stopping=True, random_state=0).fit(X, y).predict(X)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4000 * 500 * 8 / 4
 
 
 def test_sparse_labels_come_back_sparse():

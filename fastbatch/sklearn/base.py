@@ -6,7 +6,6 @@ from abc import abstractmethod
 from typing import Any, ClassVar, cast
 
 import numpy as np
-from scipy.sparse import issparse
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
@@ -14,7 +13,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from .. import checks, ops
 from ..errors import ArgumentError, DivergenceError, ShapeError
 from ..model import Sequential
-from . import lbfgs, settings, stochastic
+from . import lbfgs, settings, sparse, stochastic
 from .rows import Rows, Solver
 
 try:
@@ -31,10 +30,6 @@ except ImportError:  # before scikit-learn 1.9
 __all__ = ["PARAMETERS", "BaseMLP", "NotFiniteError", "with_callbacks"]
 
 Array = np.ndarray
-
-# Rows of a sparse X that predict makes dense at a time
-SPARSE_ROWS = 4096
-
 
 # What the docstrings of both share
 PARAMETERS = """
@@ -131,7 +126,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):
 
     # -- fit -----------------------------------------------------------------------------------------------------------
 
-    def _check_X_y(self, X, y, reset: bool) -> tuple[Array, Array]:
+    def _check_X_y(self, X, y, reset: bool) -> tuple[Any, Array]:
         if _is_floats(X) and _is_numbers(y, len(X), self._classifies):
             if reset:
                 self.n_features_in_ = X.shape[1]
@@ -150,7 +145,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):
         )
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
-        return _dense(X), y
+        return sparse.opened(X), y
 
     def _fit(self, X, y, sample_weight, X_val=None, y_val=None, sample_weight_val=None) -> BaseMLP:
         settings.check_parameters(self)
@@ -296,10 +291,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):
             return model.predict(X)
         if not self._is_plain(X):
             X = validate_data(self, X, accept_sparse=["csr", "csc"], dtype="numeric", reset=False)
-        if not issparse(X):
-            return model.predict(X)
-        blocks = (_dense(X[start : start + SPARSE_ROWS]) for start in range(0, X.shape[0], SPARSE_ROWS))
-        return np.concatenate([model.predict(block) for block in blocks])
+        return sparse.applied(model.predict, X)
 
     def _is_plain(self, X) -> bool:
         """Whether validate_data would only give `X` back."""
@@ -348,11 +340,6 @@ def _is_floats(X) -> bool:
 def _is_numbers(y, rows: int, classes: bool) -> bool:
     plain = type(y) is np.ndarray and y.ndim == 1 and len(y) == rows and y.dtype.kind in ("biu" if classes else "fiu")
     return plain and checks.first_nonfinite(y) is None
-
-
-def _dense(X) -> Array:
-    """Kernels read dense rows."""
-    return X.toarray() if issparse(X) else X
 
 
 def _not_finite(error: DivergenceError) -> NotFiniteError:

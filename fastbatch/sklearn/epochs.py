@@ -10,6 +10,7 @@ import numpy as np
 from ..backends import get as get_backend
 from ..training import EMA, Callback
 from ..training.callbacks.base import Logs
+from . import sparse
 from .rows import Task, Validation
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class Epochs(Callback):
     @np.errstate(over="ignore", invalid="ignore")  # on the way to where the trainer stops it
     def _note(self, validation: Validation) -> None:
         estimator, trainer, rows = self.estimator, self.trainer, validation.rows
-        outputs = trainer.predict(rows.x)
+        outputs = sparse.applied(trainer.predict, rows.x)
         sums = get_backend(trainer.backend).loss(outputs, rows.y, trainer.loss, rows.weight, np.empty_like(outputs))
         loss = sums.mean() + validation.offset
         score = -loss if validation.score is None else float(validation.score(outputs))

@@ -26,17 +26,17 @@ ADAPTIVE_FACTOR, ADAPTIVE_LEAST = 5.0, 1e-6
 
 @dataclass
 class Rows:
-    """Checked rows: inputs, what the user calls their targets, what the loss takes, weights."""
+    """Checked rows: inputs (an array, or CSR), what the user calls their targets, what the loss takes, weights."""
 
-    X: Array
+    X: Any
     y: Array
     targets: Array
     weight: Array | None
 
     def __len__(self) -> int:
-        return len(self.X)
+        return self.X.shape[0]
 
-    def take(self, index: Array) -> Rows:
+    def take(self, index: Array | slice) -> Rows:
         weight = None if self.weight is None else self.weight[index]
         return Rows(self.X[index], self.y[index], self.targets[index], weight)
 

@@ -8,15 +8,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.sparse import issparse
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import get_scorer
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 
+from .. import checks
 from ..errors import ArgumentError, DivergenceError
 from ..training import EMA
-from ..training.door import data_of
-from . import settings
+from ..training.door import Data
+from . import settings, sparse
 from .epochs import Epochs
 from .rows import Rows, Solver, Task, Validation, offset
 
@@ -78,7 +80,8 @@ def one_epoch(estimator: BaseMLP, rows: Rows, random_state: RandomState | None) 
     ours = Epochs(estimator, count, offset=offset(trainer.loss, rows.targets, rows.weight))
     ours.trainer = trainer
     estimator.n_iter_ = 0
-    ours.on_epoch_end(0, {"loss": trainer.step(rows.X, rows.targets, rows.weight)})
+    X = rows.X.toarray() if issparse(rows.X) else rows.X
+    ours.on_epoch_end(0, {"loss": trainer.step(X, rows.targets, rows.weight)})
 
 
 def _order(chosen: Array | int, random_state: RandomState) -> Callable[[int], Array]:
@@ -129,10 +132,10 @@ def _validation(estimator: BaseMLP, rows: Rows) -> Validation:
         def score(outputs: Array) -> float:
             return scorer(twin, rows.X, rows.y, **keywords)
 
-    trainer = estimator._optimizer.trainer
-    names = ("X_val", "y_val", "sample_weight_val")
-    data = data_of(trainer.model, trainer.loss, rows.X, rows.targets, rows.weight, names)
-    return Validation(data, score, offset(trainer.loss, rows.targets, rows.weight))
+    loss, model = estimator._optimizer.trainer.loss, estimator._model
+    targets = checks.as_targets(rows.targets, loss, len(rows), model.output_size, model.dtype, "y_val")
+    weight = checks.as_weight(rows.weight, len(rows), "sample_weight_val")
+    return Validation(Data(rows.X, targets, weight), score, offset(loss, rows.targets, rows.weight))
 
 
 def _task(estimator: BaseMLP, rows: Rows) -> Task | None:
@@ -176,22 +179,25 @@ def _train(
         ema = EMA(estimator.ema, every_n_steps=steps)
         hooks = [ema, *hooks]
     ours = Epochs(estimator, count, validation, constant, task, ema)
-    order: Any = False if every else lambda epoch: chosen
+    order: Any = None if every else lambda epoch: chosen
     if estimator.shuffle and random_state is not None:
         order = _order(chosen, random_state)
     estimator.n_iter_ = 0
     try:
-        trainer.fit(
-            rows.X,
-            rows.targets,
-            batch,
-            epochs,
-            sample_weight=rows.weight,
-            shuffle=order,
-            callbacks=[ours, *hooks],
-            verbose=0,
-            check_finite=rows.X.dtype.itemsize > np.dtype(trainer.model.dtype).itemsize,
-        )
+        if issparse(rows.X):
+            sparse.fit(estimator, rows, ours, batch, epochs, order)
+        else:
+            trainer.fit(
+                rows.X,
+                rows.targets,
+                batch,
+                epochs,
+                sample_weight=rows.weight,
+                shuffle=order or False,
+                callbacks=[ours, *hooks],
+                verbose=0,
+                check_finite=rows.X.dtype.itemsize > np.dtype(trainer.model.dtype).itemsize,
+            )
     except KeyboardInterrupt:
         warnings.warn("Training interrupted by user.", stacklevel=6)
     except DivergenceError as error:
