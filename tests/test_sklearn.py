@@ -37,8 +37,10 @@ from sklearn.model_selection import GridSearchCV, cross_val_score  # noqa: E402
 from sklearn.pipeline import make_pipeline  # noqa: E402
 from sklearn.preprocessing import StandardScaler  # noqa: E402
 from sklearn.utils.estimator_checks import check_estimator  # noqa: E402
+from threadpoolctl import ThreadpoolController  # noqa: E402
 
 from fastbatch.sklearn import MLPClassifier, MLPRegressor  # noqa: E402
+from fastbatch.sklearn.lbfgs import QUIET_BLAS  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -156,6 +158,19 @@ def test_lbfgs_ends_where_scikit_learn_does(kind):
     bound = 0.05 if kind == "several values" else 1e-5
     assert ours.loss_ == pytest.approx(theirs.loss_, rel=bound)
     assert not hasattr(ours, "loss_curve_")
+
+
+def test_fits_that_overlap_leave_blas_its_threads():
+    def threads() -> list[int]:
+        return [row["num_threads"] for row in ThreadpoolController().info() if row["user_api"] == "blas"]
+
+    before = threads()
+    QUIET_BLAS.__enter__()
+    QUIET_BLAS.__enter__()
+    QUIET_BLAS.__exit__()
+    assert set(threads()) <= {1}
+    QUIET_BLAS.__exit__()
+    assert threads() == before
 
 
 # -- the contract of scikit-learn ------------------------------------------------------------------------------------
