@@ -420,6 +420,8 @@ def test_a_sparse_x_that_memory_does_not_hold_is_dense_a_batch_at_a_time(monkeyp
     assert np.array_equal(found.predict_proba(X), found.predict_proba(X.toarray()))
     with pytest.raises(ValueError, match="callbacks: expected none with a sparse X of 0 MiB as a dense array"):
         MLPClassifier(callbacks=[fb.LambdaCallback()]).fit(X, y)
+    with pytest.raises(ValueError, match="batch_size: expected a number or a schedule with a sparse X"):
+        MLPClassifier(batch_size="noise").fit(X, y)
 
 
 def test_a_sparse_x_is_never_dense_as_a_whole(monkeypatch):
@@ -631,12 +633,37 @@ def test_clipping_callbacks_dtype_threads_and_backends():
     assert np.allclose(slow.loss_curve_, one.loss_curve_, rtol=1e-9)
     grown = MLPRegressor(random_state=0, max_iter=4, batch_size=fb.batching.Grow(16, every=2)).fit(X, y)
     assert len(grown.loss_curve_) == 4
-    noisy = MLPRegressor(random_state=0, max_iter=4, batch_size="noise").fit(X, y)
-    assert len(noisy.loss_curve_) == 4
 
 
 def _initial(X, y):
     return MLPRegressor(random_state=0, max_iter=1, learning_rate_init=1e-30, solver="sgd").fit(X, y)
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_batches_follow_the_noise_scale(early):
+    _, X, y = data("multiclass", 600)
+    sizes = []
+    seen = fb.LambdaCallback(on_epoch_begin=lambda epoch, logs: sizes.append(logs["batch_size"]))
+    estimator = MLPClassifier(random_state=0, max_iter=30, batch_size="noise", early_stopping=early, tol=0)
+    estimator.set_params(callbacks=[seen], learning_rate_init=0.01).fit(X, y)
+    assert min(sizes) < max(sizes) <= 600
+    assert sizes[0] != 200
+    twin = clone(estimator).set_params(batch_size=fb.batching.NoiseScale(), callbacks=()).fit(X, y)
+    assert twin.loss_curve_ == estimator.loss_curve_
+    assert (
+        clone(estimator)
+        .set_params(batch_size=fb.batching.NoiseScale(min=64, max=64), callbacks=())
+        .fit(X, y)
+        .loss_curve_
+        == clone(estimator).set_params(batch_size=64, callbacks=()).fit(X, y).loss_curve_
+    )
+    if not early:
+        again = pickle.loads(pickle.dumps(twin))
+        for each in (twin, again):
+            each.partial_fit(X, y)
+        assert twin.loss_curve_ == again.loss_curve_
+    with pytest.raises(ValueError, match="expected a model without BatchNorm for a NoiseScale"):
+        MLPClassifier(norm="batch", batch_size="noise").fit(X, y)
 
 
 def test_ema_leaves_the_average_behind():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse import issparse
 
-from .. import batching
+from ..batching.sizes import as_plain, policy_of, rows_at
 from ..errors import ArgumentError
 from .rows import Rows
 
@@ -63,22 +63,23 @@ def fit(
     Raises
     ------
     ArgumentError
-        With callbacks or ema, which are told of what happens within a fit.
+        With callbacks or ema, which are told of what happens within a fit, and batches that follow the noise scale.
     """
-    for name in ("callbacks", "ema"):
-        value = getattr(estimator, name)
-        if value is not None and not (name == "callbacks" and len(value) == 0):
+    plain = as_plain(batch)
+    asked = {"callbacks": list(estimator.callbacks) or None, "ema": estimator.ema, "batch_size": policy_of(plain)}
+    for name, value in asked.items():
+        if value is not None:
             raise ArgumentError(
-                f"{name}: expected none with a sparse X of {_row_bytes(rows.X) * len(rows) >> 20} MiB as a dense "
+                f"{name}: expected {'a number or a schedule' if name == 'batch_size' else 'none'} with a sparse X of {_row_bytes(rows.X) * len(rows) >> 20} MiB as a dense "
                 f"array, which single steps are made on, got {value!r}"
             )
-    trainer, plain = estimator._optimizer.trainer, batching.as_plain(batch)
+    trainer = estimator._optimizer.trainer
     ours.trainer, trainer.stop_training = trainer, False
     dense = np.empty((0, rows.X.shape[1]), rows.X.dtype)
     for epoch in range(epochs):
         ours.on_epoch_begin(epoch, {})
         visited = np.arange(len(rows)) if order is None else order(epoch)
-        size = min(batching.rows_at(plain, trainer.epochs), len(visited))
+        size = min(rows_at(plain, trainer.epochs), len(visited))
         if size > len(dense):
             dense = np.empty((size, dense.shape[1]), dense.dtype)
         loss = 0.0
