@@ -69,8 +69,9 @@ def fit(
     asked = {"callbacks": list(estimator.callbacks) or None, "ema": estimator.ema, "batch_size": policy_of(plain)}
     for name, value in asked.items():
         if value is not None:
+            expected = "a number or a schedule" if name == "batch_size" else "none"
             raise ArgumentError(
-                f"{name}: expected {'a number or a schedule' if name == 'batch_size' else 'none'} with a sparse X of {_row_bytes(rows.X) * len(rows) >> 20} MiB as a dense "
+                f"{name}: expected {expected} with a sparse X of {_row_bytes(rows.X) * len(rows) >> 20} MiB as a dense "
                 f"array, which single steps are made on, got {value!r}"
             )
     trainer = estimator._optimizer.trainer
