@@ -22,8 +22,11 @@ enum {
     ENOUGH_NS = 10000000,       /* for a mean */
     SHARE = 40,
     WAKE_NS = 200000,           /* a step from which on it pays to wait for a helper that wakes */
-    SLOW_NS = 300000,           /* a step from which on settling is lost in it */
-    SLOW_STEPS = 10             /* such steps before the first comparison: the start is quite sure, the other long */
+    CALL_NS = 1000000,          /* work of a call, likewise */
+    LONG_NS = 100000,           /* a step after which a helper that was woken meanwhile sleeps again (SPIN_NS of pool.c) */
+    SLOW_NS = 300000,           /* a step of which SLOW_STEPS come before the first comparison: the start is quite sure, */
+    SLOW_STEPS = 10,            /* the other long */
+    SETTLED_NS = 1000000        /* a step in which settling and waking are lost */
 };
 
 /* More threads have to gain 5 % to be chosen; once chosen they stay until they lose. */
@@ -69,7 +72,7 @@ static void start_comparison(fb_tuner *tuner, double step)
     while (above <= tuner->threads) above *= 2;
     tuner->other = !tuner->upward ? below : above < tuner->most ? above : tuner->most;
     tuner->upward = !tuner->upward;
-    tuner->stride = step > SLOW_NS ? 2 : 1;
+    tuner->stride = step > SETTLED_NS ? 2 : 1;
     tuner->turn = tuner->stride - 1;
     tuner->misses = 0;
     tuner->lost = 0;
@@ -89,7 +92,8 @@ fb_stretch fb_choose_threads(fb_tuner *tuner, int most, int64_t steps, int64_t b
     }
     fb_stretch stretch = {tuner->threads, FB_WAKE_PARKED, INT64_MAX, INT64_MAX};
     /* the time alone does not say it: it may hold a helper's waking, and would then prove itself */
-    if (flops > FB_WORTH_WAKING && (step == 0 || step * tuner->threads > WAKE_NS)) stretch.patience = FB_WAIT_FOR_PARKED;
+    const int hard = flops > FB_WORTH_WAKING && (step == 0 || step * tuner->threads > WAKE_NS);
+    if (hard || (step > LONG_NS && step * tuner->threads * (double)steps > CALL_NS)) stretch.patience = FB_WAIT_FOR_PARKED;
     else if (steps == 1) stretch.patience = FB_TAKE_AWAKE;
     if (!tuner->other) {
         if (step > 0) stretch.until = now + (tuner->next - tuner->clock);

@@ -197,6 +197,39 @@ class Simulated:
         return (self.now - start) / made
 
 
+class Sleeper(Simulated):
+    """Its helper sleeps 200 us after its last task; waking it takes 80 us, for which the task waits or does not."""
+
+    awake_until = 0
+
+    def run(self, ns, steps=1 << 40):
+        start, made = self.now, 0
+        while self.now < start + ns:
+            asked, wait, stretch, until = self.tuner.choose(self.most, steps, self.batch, 1e6, self.now)
+            begin, made_here, asleep = self.now, 0, self.now > self.awake_until
+            used = 1 if asleep and not wait else asked
+            if asked == 2 and asleep:
+                self.awake_until = self.now + 280_000
+                self.now += 80_000 if wait else 0
+            while not made_here or (made_here < min(stretch, steps) and self.now < until):
+                self.now += round(self.cost(used, self.now))
+                made_here += 1
+                if used < asked and begin + 80_000 < self.now < self.awake_until:
+                    break  # the team starts anew, with the helper
+            if used == 2:
+                self.awake_until = self.now + 200_000
+            self.tuner.report(self.batch, asked, used, made_here, self.now - begin)
+            made += made_here
+        return (self.now - start) / made
+
+
+@pytest.mark.parametrize("step", [5e4, 1.5e5, 5e5, 2.5e6, 2e7])
+def test_a_helper_that_sleeps_between_two_steps_is_had_all_the_same(step):
+    program = Sleeper(lambda threads, now: step / threads)
+    program.run(max(2e8, 100 * step), 100)
+    assert program.run(max(1e9, 300 * step), 100) <= 1.1 * step / 2
+
+
 @pytest.mark.parametrize("step", [5e3, 3e4, 2e5, 1e6, 2e7])
 @pytest.mark.parametrize("gain", [0.3, 0.8, 1.02, 1.3, 1.9])
 def test_the_faster_number_is_found_and_measuring_costs_little(step, gain):
