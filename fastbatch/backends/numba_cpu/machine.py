@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import llvmlite.binding as llvm
 import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+
+from ..scalars.arithmetic import FEATURES
 
 __all__ = [
     "ONE", "ZERO", "apart", "arrive", "entry", "give_way", "inner", "look", "now", "plus", "pointer", "size_of",
@@ -160,18 +161,6 @@ def wait_for_all(counter, threads):
 # -- the instruction set -----------------------------------------------------------------------------------------------
 
 
-def features() -> dict[str, bool]:
-    """What Numba compiles for: of this CPU, unless NUMBA_CPU_FEATURES says otherwise."""
-    asked = numba.config.CPU_FEATURES
-    if asked is not None:
-        return {name[1:]: name[0] == "+" for name in asked.split(",") if name}
-    if numba.config.CPU_NAME == "generic":
-        return {}
-    return dict(llvm.get_host_cpu_features())
-
-
-_FOUND = features()
-VECTOR_BYTES = 64 if _FOUND.get("avx512f") else 32 if _FOUND.get("avx") else 16
-HAS_MASKS = bool(_FOUND.get("avx512f"))
-HAS_FMA = bool(_FOUND.get("fma") or _FOUND.get("neon"))
-REGISTERS = 32 if HAS_MASKS or _FOUND.get("neon") else 16
+VECTOR_BYTES = 64 if FEATURES.get("avx512f") else 32 if FEATURES.get("avx") else 16
+HAS_MASKS = bool(FEATURES.get("avx512f"))
+REGISTERS = 32 if HAS_MASKS or FEATURES.get("neon") else 16

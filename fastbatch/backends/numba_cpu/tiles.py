@@ -11,7 +11,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .machine import HAS_FMA, HAS_MASKS, REGISTERS, VECTOR_BYTES, apart, inner, plus, size_of, switch
+from ..scalars.arithmetic import HAS_FMA
+from .machine import HAS_MASKS, REGISTERS, VECTOR_BYTES, apart, inner, plus, size_of, switch
 
 __all__ = ["PANEL", "product"]
 

@@ -20,13 +20,14 @@ from numba import types
 from ...errors import BackendError
 from ...ops.formula import Formula
 from . import functions
+from .arithmetic import wide
 
 __all__ = ["activation", "loss", "optimizer"]
 
 _OPTIONS = {"error_model": "numpy"}
 _HOUSE: dict[Any, Callable] = {
     function: getattr(functions, name)
-    for name in ("exp", "expm1", "tanh")
+    for name in ("exp", "expm1", "log", "log1p", "tanh")
     for function in (getattr(math, name), getattr(np, name))
 }
 
@@ -102,10 +103,12 @@ def activation(formula: Formula, dtype: str) -> tuple[int, int]:
     slope = _of_type(formula.slope or _no_slope, real, made)
 
     def values(n, a):
+        wide()
         for i in range(n):
             a[i] = real(value(a[i]))
 
     def slopes(n, saved, d):
+        wide()
         for i in range(n):
             d[i] *= real(slope(saved[i]))
 
@@ -124,6 +127,7 @@ def loss(formula: Formula, dtype: str) -> tuple[int, int]:
     slope = _of_type(formula.slope or _no_slope, real, made)
 
     def elements(n, a, y, values, da):
+        wide()
         for i in range(n):
             values[i] = real(value(a[i], y[i]))
             da[i] = real(slope(a[i], y[i]))
@@ -148,6 +152,7 @@ def optimizer(formula: Formula, dtype: str) -> tuple[int, int]:
         f"    {', '.join(names)}, = constants(lr, t, {', '.join(f'h[{1 + i}]' for i in range(len(formula.hyper)))})",
         *(f"    c[{1 + i}] = {name}" for i, name in enumerate(names)),
         "def move(n, p, g, s, stride, c):",
+        "    wide()",
         "    l2 = real(c[0])",
         *(f"    {name} = real(c[{1 + i}])" for i, name in enumerate(names)),
         "    for i in range(n):",
@@ -158,6 +163,7 @@ def optimizer(formula: Formula, dtype: str) -> tuple[int, int]:
     made: dict[Any, Any] = {}
     space: dict[str, Any] = {
         "real": real,
+        "wide": wide,
         "step": _of_type(formula.value, real, made),
         "constants": _of_type(formula.constants or _as_they_are, np.float64, {}),
     }
