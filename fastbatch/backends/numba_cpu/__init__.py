@@ -21,12 +21,13 @@ Array = np.ndarray
 
 # Swaps of a shuffle in one call: some 10 ms, so that Ctrl-C is heard in between.
 _SWAPS = 1 << 18
+# Words of it that are drawn together
+_WORDS = 64
 
 
 def _call(verb: int, dtype: str, numbers: list[int], values: tuple[float, ...] = ()) -> None:
-    frame, stages, segments, _, _ = entries.NOTHING
-    one, given = np.dtype(dtype).type(1), np.array(values or (0.0,))
-    entries.of(dtype)(verb, one, frame, stages, segments, np.array(numbers, np.int64), given, 0, 1)
+    given, also = np.array(numbers, np.int64), np.array(values)
+    entries.of(dtype)(verb, np.dtype(dtype).type(1), 0, 0, 0, address(given), address(also), 0, 1)
 
 
 def _number(activation: ops.Activation, dtype: str) -> int:
@@ -115,8 +116,9 @@ class Numba:
     def permutation(self, n: int, seed: int, epoch: int) -> Array:
         order = np.arange(n, dtype=np.int64)
         key = int(np.uint64(seed & 0xFFFFFFFFFFFFFFFF).astype(np.int64))
+        words = np.empty((2, _WORDS), np.uint64)
         for begin in range(0, n - 1, _SWAPS):
-            entries.permute()(order, key, epoch & 0xFFFFFFFF, begin, min(begin + _SWAPS, n - 1))
+            entries.permute()(order, key, epoch & 0xFFFFFFFF, begin, min(begin + _SWAPS, n - 1), *words)
         return order
 
     def program(self, plan: Plan, state: State, num_threads: int | None) -> Program | None:

@@ -15,7 +15,6 @@ from functools import cache
 import numba
 import numpy as np
 
-from ...arena import STAGE_DTYPE
 from .. import scalars
 from .machine import ONE, ZERO, entry, inner, plus, pointer, sources
 from .passes import (
@@ -32,9 +31,9 @@ from .passes import (
     sum_of,
 )
 from .tiles import product
-from .walk import FRAME, GRADIENTS, RUN, SEGMENT, UPDATE, walk
+from .walk import GRADIENTS, RUN, UPDATE, walk
 
-__all__ = ["BACKWARD", "FORWARD", "GRADIENTS", "LOSS", "MOVE", "NOTHING", "RUN", "UPDATE", "of", "permute"]
+__all__ = ["BACKWARD", "FORWARD", "GRADIENTS", "LOSS", "MOVE", "RUN", "UPDATE", "of", "permute"]
 
 FORWARD, BACKWARD, LOSS, MOVE = range(3, 7)
 _CROSS_ENTROPY = LOSS_INDEX["cross_entropy"]
@@ -109,31 +108,35 @@ def _functions(mark: str) -> tuple[Callable, Callable]:
 
     def call(verb, one, frame, stages, segments, numbers, values, t, threads):
         mark  # noqa: B018
+        n, v = pointer(numbers, 0), pointer(values, 0.0)
         if verb <= UPDATE:
             walk(verb, one, frame, stages, segments, t, threads)
         elif verb == FORWARD:
-            _forward(one, numbers)
+            _forward(one, n)
         elif verb == BACKWARD:
-            _backward(one, numbers)
+            _backward(one, n)
         elif verb == LOSS:
-            _loss(one, numbers, values)
+            _loss(one, n, v)
         else:
-            _move(one, numbers, values)
+            _move(one, n, v)
 
-    def permute(order, seed, epoch, begin, end):
-        """Swaps [begin, end) of a Fisher-Yates shuffle, `begin` even."""
+    def permute(order, seed, epoch, begin, end, even, odd):
+        """Swaps [begin, end) of a Fisher-Yates shuffle, `begin` even; their words go into `even` and `odd`."""
         mark  # noqa: B018
         u64 = np.uint64
-        n = len(order)
-        for swap in range(begin, end):
-            block = u64(swap >> 1)
-            words = scalars.philox(block & u64(0xFFFFFFFF), block >> u64(32), u64(2 << 16), u64(epoch), u64(seed))
-            low, high = (words[0], words[1]) if swap & 1 == 0 else (words[2], words[3])
-            i = n - 1 - swap
-            # floor(word64 (i + 1) / 2^64) from its halves
-            size = u64(i + 1)
-            j = np.int64((high * size + (low * size >> u64(32))) >> u64(32))
-            order[i], order[j] = order[j], order[i]
+        mask, half, key = u64(0xFFFFFFFF), u64(32), u64(seed)
+        n, room = len(order), len(even)
+        for first in range(begin, end, 2 * room):
+            for i in range(u64(room)):
+                block = u64(first >> 1) + i
+                words = scalars.philox(block & mask, block >> half, u64(2 << 16), u64(epoch), key)
+                even[i], odd[i] = words[1] << half | words[0], words[3] << half | words[2]
+            for swap in range(first, min(first + 2 * room, end)):
+                i = u64(n - 1 - swap)
+                word = odd[(swap - first) >> 1] if swap & 1 else even[(swap - first) >> 1]
+                # floor(word (i + 1) / 2^64) from its halves
+                j = ((word >> half) * (i + u64(1)) + ((word & mask) * (i + u64(1)) >> half)) >> half
+                order[i], order[j] = order[j], order[i]
 
     return entry(call), entry(permute)
 
@@ -170,19 +173,17 @@ def _compiled(function: Callable, what: str, *samples: object) -> Callable:
     return function
 
 
-# Of a call that has no use for them
-NOTHING = np.zeros(1, FRAME), np.zeros(1, STAGE_DTYPE), np.zeros(1, SEGMENT), np.zeros(1, np.int64), np.zeros(1)
-
-
 @cache
 def of(dtype: str) -> Callable:
     """``call(verb, one, frame, stages, segments, numbers, values, t, threads)`` for elements of `dtype`.
 
-    The verbs of steps read the tables, those of kernels `numbers` (sizes and addresses) and `values`.
+    All but `one` are integers: addresses, or 0. The verbs of steps read the tables, those of kernels `numbers` (sizes
+    and addresses) and `values`.
     """
-    return _compiled(_dispatchers()[0], f"kernels of {dtype}", 0, np.dtype(dtype).type(1), *NOTHING, 0, 1)
+    return _compiled(_dispatchers()[0], f"kernels of {dtype}", 0, np.dtype(dtype).type(1), *[0] * 7)
 
 
 @cache
 def permute() -> Callable:
-    return _compiled(_dispatchers()[1], "shuffles", np.zeros(1, np.int64), 0, 0, 0, 0)
+    words = np.zeros(1, np.uint64)
+    return _compiled(_dispatchers()[1], "shuffles", np.zeros(1, np.int64), 0, 0, 0, 0, words, words)

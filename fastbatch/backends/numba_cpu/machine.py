@@ -21,8 +21,8 @@ from numba.extending import intrinsic
 from ..scalars.arithmetic import FEATURES
 
 __all__ = [
-    "ONE", "ZERO", "apart", "arrive", "entry", "give_way", "inner", "look", "now", "plus", "pointer", "size_of",
-    "sources", "switch", "wait_for_all",
+    "ONE", "ZERO", "apart", "arrive", "entry", "give_way", "inner", "look", "magnitude_bits", "now", "plus",
+    "pointer", "records", "size_of", "sources", "switch", "wait_for_all",
 ]  # fmt: skip
 
 # No flag of fast math: every operation is rounded as written, so that no bit depends on which loop an element fell
@@ -102,11 +102,38 @@ def plus(typingctx, p, elements):
     return p(p, types.intp), generate
 
 
+def records(dtype: np.dtype) -> Callable:
+    """``at(address, i)``, row i of a table of them: an array of records would be counted at every look."""
+    kind = numba.from_dtype(dtype)
+
+    @intrinsic
+    def at(typingctx, address, i):
+        def generate(context, builder, signature, args):
+            place = builder.add(args[0], builder.mul(args[1], ir.Constant(args[1].type, dtype.itemsize)))
+            return builder.inttoptr(place, context.get_value_type(kind))
+
+        return kind(types.intp, types.intp), generate
+
+    return at
+
+
 @inner
 def size_of(one):
     """Bytes of a number of one's type."""
     real = type(one)
     return 4 if real(1) + real(1e-10) == real(1) else 8
+
+
+@intrinsic
+def magnitude_bits(typingctx, x):
+    """The bits of |x| as an integer, which orders numbers as they are, NaN above infinity."""
+
+    def generate(context, builder, signature, args):
+        kind = context.get_value_type(signature.return_type)
+        size = signature.return_type.bitwidth
+        return builder.and_(builder.bitcast(args[0], kind), ir.Constant(kind, (1 << (size - 1)) - 1))
+
+    return (types.int32 if x == types.float32 else types.int64)(x), generate
 
 
 # -- threads -----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .. import scalars
-from .machine import apart, inner, plus, pointer, switch
+from .machine import apart, inner, magnitude_bits, plus, pointer, switch
 from .own import call_loss, call_move, call_prepare, call_slope, call_value
 
 __all__ = [
@@ -269,13 +269,13 @@ def pull(one, n, p, gradient, scale, most, l1, g):
 
 @inner
 def is_bad(one, n, gradient, scale):
-    """Whether an element of scale * gradient is not finite."""
-    factor = type(one)(scale)
-    bad = 0
+    """Whether an element of scale * gradient is not finite: the largest of the bits but the sign, as integers."""
+    real = type(one)
+    factor, top = real(scale), magnitude_bits(real(0))
     for i in range(n):
-        v = gradient[i] * factor
-        bad |= v - v != type(one)(0)
-    return bad
+        bits = magnitude_bits(gradient[i] * factor)
+        top = bits if bits > top else top
+    return 1 if top >= magnitude_bits(real(np.inf)) else 0
 
 
 @inner

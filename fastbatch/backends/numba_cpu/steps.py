@@ -131,7 +131,7 @@ class Steps:
         """One of the verbs on `count` threads, this one being the first."""
         self._memory["shared"][:] = 0
         call = entries.of(self.plan.dtype)
-        arguments = verb, self._one, self._frame, self._stages, self._segments, *entries.NOTHING[3:]
+        arguments = verb, self._one, address(self._frame), address(self._stages), address(self._segments), 0, 0
         helpers = [Thread(target=call, args=(*arguments, t, count), daemon=True) for t in range(1, count)]
         for helper in helpers:
             helper.start()

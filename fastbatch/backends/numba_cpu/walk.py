@@ -10,8 +10,9 @@ import math
 
 import numpy as np
 
+from ...arena import STAGE_DTYPE
 from ..scalars import CONSTANTS, HYPERS
-from .machine import ONE, ZERO, inner, now, plus, pointer, size_of, wait_for_all
+from .machine import ONE, ZERO, inner, now, plus, pointer, records, size_of, wait_for_all
 from .passes import (
     LOSS_INDEX,
     activate,
@@ -55,6 +56,8 @@ SEGMENT = np.dtype(
         *((name, np.float64) for name in ("l1", "lr_factor", "by_weight")),
     ]
 )
+# Of a table's address and an index, the row
+frame_at, stage_at, segment_at = map(records, (FRAME, STAGE_DTYPE, SEGMENT))
 # Elements of a parameter that are worked on at a time: a gradient, three slots and they are 40 KiB of float32.
 BLOCK = 2048
 # Rows, of a batch or of weights, that are shared out together
@@ -85,8 +88,8 @@ def _input(one, f, stages, i, base, r):
     size = size_of(one)
     if i == 0 and f.order == 0:
         return pointer(f.x + (base + r) * f.x_stride * size, one), f.x_stride
-    ld = stages[i].x_ld
-    return pointer(f.arena + stages[i].x + r * ld * size, one), ld
+    ld = stage_at(stages, i).x_ld
+    return pointer(f.arena + stage_at(stages, i).x + r * ld * size, one), ld
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
@@ -95,18 +98,23 @@ def _input(one, f, stages, i, base, r):
 @inner
 def _gather(one, f, stages, base, begin, end):
     """Inputs that an order names, and the targets of rows."""
-    size, width = size_of(one), stages[0].inputs
+    size, width = size_of(one), stage_at(stages, 0).inputs
     order = pointer(f.order, 0)
     if f.order != 0 and width == 1:
-        x, to = pointer(f.x, one), pointer(f.arena + stages[0].x, one)
+        x, to = pointer(f.x, one), pointer(f.arena + stage_at(stages, 0).x, one)
         for r in range(begin, end):
             to[r] = x[order[base + r] * f.x_stride]
     elif f.order != 0:
         for r in range(begin, end):
             copy(width, pointer(f.x + order[base + r] * f.x_stride * size, one),
-                 pointer(f.arena + stages[0].x + r * stages[0].x_ld * size, one))  # fmt: skip
-    last = stages[f.stages - 1]
-    if f.y != 0:
+                 pointer(f.arena + stage_at(stages, 0).x + r * stage_at(stages, 0).x_ld * size, one))  # fmt: skip
+    last = stage_at(stages, f.stages - 1)
+    if f.y != 0 and last.out_ld == 1:
+        y, to = pointer(f.y, one), pointer(f.arena + f.y_copy, one)
+        for r in range(begin, end):
+            row = order[base + r] if f.order != 0 else base + r
+            to[r] = y[row * f.y_stride]
+    elif f.y != 0:
         for r in range(begin, end):
             row = order[base + r] if f.order != 0 else base + r
             copy(last.outputs, pointer(f.y + row * f.y_stride * size, one),
@@ -118,7 +126,7 @@ def _forward(one, f, stages, base, begin, end, first_row, update, panel):
     size = size_of(one)
     zeros, rows = pointer(f.zeros, one), end - begin
     for i in range(f.stages):
-        s = stages[i]
+        s = stage_at(stages, i)
         skip = begin * s.out_ld * size
         z, a = pointer(f.arena + s.z + skip, one), pointer(f.arena + s.a + skip, one)
         x, ld = _input(one, f, stages, i, base, begin)
@@ -137,7 +145,7 @@ def _forward(one, f, stages, base, begin, end, first_row, update, panel):
             dropout(one, rows, s.outputs, a, s.out_ld, pointer(f.arena + s.out + skip, one), f.seed, update, s.layer,
                     first_row + begin, s.threshold)  # fmt: skip
     if f.outputs != 0:
-        s = stages[f.stages - 1]
+        s = stage_at(stages, f.stages - 1)
         for r in range(begin, end):
             copy(s.outputs, pointer(f.arena + s.out + r * s.out_ld * size, one),
                  pointer(f.outputs + (base + r) * s.outputs * size, one))  # fmt: skip
@@ -152,7 +160,7 @@ def _row_of(f, row):
 def _losses(one, f, stages, base, begin, end, unit):
     """Losses of rows and the gradient of their sum; row weights times `unit`."""
     size = size_of(one)
-    s = stages[f.stages - 1]
+    s = stage_at(stages, f.stages - 1)
     weights, values = pointer(f.weights, one), pointer(f.values, one)
     row_loss, row_weight, row_share = (pointer(f.row_loss, 0.0), pointer(f.row_weight, 0.0), pointer(f.row_share, 0.0))
     for r in range(begin, end):
@@ -180,9 +188,11 @@ def _losses(one, f, stages, base, begin, end, unit):
         da = pointer(f.arena + s.dy + at, one)
         element_loss(f.loss, rows, pointer(f.arena + s.out + at, one), pointer(f.arena + f.y_copy + at, one), weights,
                      g, h, plus(values, begin), da)  # fmt: skip
+        of_value, of_slope = f.of_value, f.of_slope
+        for r in range(begin, end):
+            row_loss[r] = row_weight[r] * (values[r] / of_value)
         for r in range(rows):
-            row_loss[begin + r] = row_weight[begin + r] * (values[begin + r] / f.of_value)
-            da[r] *= type(one)(row_weight[begin + r] / f.of_slope)
+            da[r] *= type(one)(row_weight[begin + r] / of_slope)
         return
     for r in range(begin, end):
         skip = r * s.out_ld
@@ -202,7 +212,7 @@ def _backward(one, f, stages, begin, end, first_row, update, panel):
     size, rows = size_of(one), end - begin
     for k in range(f.stages - f.lowest):
         i = f.stages - 1 - k
-        s = stages[i]
+        s = stage_at(stages, i)
         skip = begin * s.out_ld * size
         dy = pointer(f.arena + s.dy + skip, one)
         if s.threshold < 256:
@@ -211,7 +221,7 @@ def _backward(one, f, stages, begin, end, first_row, update, panel):
             scale_by_slope(s.activation, rows * s.out_ld, pointer(f.arena + s.saved + skip, one), dy)
         if i == f.lowest:
             return
-        below = stages[i - 1]
+        below = stage_at(stages, i - 1)
         dx = pointer(f.arena + below.dy + begin * below.out_ld * size, one)
         if s.w >= 0:
             product(one, rows, s.inputs, s.outputs, dy, s.out_ld, ONE, pointer(f.parameters + s.w, one), ONE, s.outputs,
@@ -238,7 +248,7 @@ def _per_sample(one, f, stages, begin, end):
     size, layer = size_of(one), 0
     inputs, deltas = pointer(f.input_norms, 0.0), pointer(f.delta_norms, 0.0)
     for i in range(f.lowest, f.stages):
-        s = stages[i]
+        s = stage_at(stages, i)
         if s.w < 0:
             continue
         for r in range(begin, end):
@@ -265,7 +275,7 @@ def _add_gradient(one, f, stages, base, rows, add, t, threads):
     zeros = pointer(f.zeros, one)
     panel = pointer(f.panels + t * f.panel_bytes, one)
     for i in range(f.lowest, f.stages):
-        s = stages[i]
+        s = stage_at(stages, i)
         if s.w < 0:
             continue
         dz = pointer(f.arena + s.dz, one)
@@ -295,11 +305,11 @@ def _apply(one, f, segments, scale, unit, lr, made, t, threads):
     says, norms = pointer(f.shared + 8 * SAYS, 0), pointer(f.norms, 0.0)
     blocks = 0
     for i in range(f.segments):
-        blocks += _blocks(segments[i])
+        blocks += _blocks(segment_at(segments, i))
     mine, end = _share(blocks, ONE, t, threads)
     bad, at = 0, 0
     for i in range(f.segments):
-        segment = segments[i]
+        segment = segment_at(segments, i)
         for j in range(_blocks(segment)):
             if mine <= at < end:
                 first = segment.begin + j * BLOCK
@@ -331,13 +341,13 @@ def _apply(one, f, segments, scale, unit, lr, made, t, threads):
     c = pointer(f.scratch + threads * 2 * BLOCK * 8 + t * 256, 0.0)
     normed = False
     for i in range(f.segments):
-        normed |= segments[i].normed != 0
+        normed |= segment_at(segments, i).normed != 0
     for take_norms in range(1 if normed else 0, -1, -1):
         if normed:
             _meet(f, threads)
         at = 0
         for i in range(f.segments):
-            segment = segments[i]
+            segment = segment_at(segments, i)
             count = _blocks(segment)
             if at >= end or at + count <= mine:
                 at += count
@@ -376,7 +386,7 @@ def _apply(one, f, segments, scale, unit, lr, made, t, threads):
 def _hold_columns(one, f, stages, t, threads):
     """Columns of weights whose norm exceeds their stage's limit are scaled down to it."""
     for i in range(f.stages):
-        s = stages[i]
+        s = stage_at(stages, i)
         if s.column_norm <= 0:  # the bits of a double
             continue
         most = np.int64(s.column_norm).view(np.float64)
@@ -432,7 +442,7 @@ def walk(verb, one, frame, stages, segments, t, threads):
     RUN makes whole steps. GRADIENTS adds the sums over all rows to `gradient`, and to `sums`. UPDATE takes `gradient`,
     times `scale`.
     """
-    f = frame[0]
+    f = frame_at(frame, ZERO)
     steps, lrs, sums = pointer(f.steps, 0), pointer(f.lrs, 0.0), pointer(f.sums, 0.0)
     stop = pointer(f.shared + 8 * STOP, 0)
     made = steps[0]

@@ -10,7 +10,7 @@ __all__ = ["philox"]
 u64 = np.uint64
 
 
-@register_jitable
+@register_jitable(inline="always")  # so that a loop over counters is turned into vectors
 def philox(c0, c1, c2, c3, seed):
     """Philox4x32-10: four words from a counter of four and a key of 64 bits, all uint64."""
     low, shift = u64(0xFFFFFFFF), u64(32)
