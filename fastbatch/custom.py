@@ -11,7 +11,7 @@ import numpy as np
 
 from .errors import ArgumentError, as_float, named_fields, named_keywords
 from .ops.activations import ACTIVATIONS, SYNONYMS, Activation
-from .ops.formula import Formula
+from .ops.formula import Formula, frozen
 from .ops.loss import Loss
 from .ops.losses import LOSSES
 from .ops.optimizer import Optimizer
@@ -68,11 +68,14 @@ def activation(
 
     def register(function: Callable) -> Callable:
         name = _name("activation", function, ACTIVATIONS, SYNONYMS)
-        formula = Formula(name, function, derivative)
+        formula = _formula("activation", function, derivative, ("z",))
         _try(formula, [(far,) for far in _FAR])
         _compare(formula, [(point,) for point in _POINTS])
         with np.errstate(all="ignore"):
-            zero = formula.at(function, np.float64(0.0))
+            zero = formula.at(formula.value, np.float64(0.0))
+            for z in (*_FAR, *_POINTS):
+                if np.isnan(formula.at(formula.value, np.float64(z))):
+                    raise ArgumentError(f"{name}: expected a number at ({z:g}), got nan")
         if not np.isfinite(zero):  # kernels look at padding, which is what it makes of zero
             raise ArgumentError(f"{name}: expected a finite number at (0), got {zero}")
         ACTIVATIONS[name] = Activation(name, formula.values, formula.slopes, "z", gain, formula=formula)
@@ -111,7 +114,7 @@ def loss(
 
     def register(function: Callable) -> type[Loss]:
         name = _name("loss", function, LOSSES, ())
-        formula = Formula(name, function, derivative)
+        formula = _formula("loss", function, derivative, ("a", "y"))
         _try(formula, [(far, y) for far in _FAR for y in _TARGETS[targets]])
         _compare(formula, [(point, y) for point in _POINTS for y in _TARGETS[targets]])
         LOSSES[name] = _class(function, _CustomLoss, [], name=name, formula=formula, targets=targets)
@@ -163,7 +166,14 @@ def optimizer(
 
     def register(function: Callable) -> type[Optimizer]:
         name = _name("optimizer", function, OPTIMIZERS, (cls.__name__ for cls in OPTIMIZERS.values() if _built_in(cls)))
-        formula = Formula(name, function, None, slots, tuple(hyper), constants)
+        settings = ("lr", "t", *hyper)
+        if constants is not None:
+            _takes(f"fb.optimizer {name!r}, constants", constants, settings)
+            constants_ = frozen(constants)
+        else:
+            _takes(f"fb.optimizer {name!r}", function, ("p", "g", *(f"slot {1 + i}" for i in range(slots)), *settings))
+            constants_ = None
+        formula = Formula(name, frozen(function), None, slots, tuple(hyper), constants_)
         count = _try_update(formula, [float(value) for value in hyper.values()])
         formula = replace(formula, count=count)
         fields = [(setting, "float", float(value)) for setting, value in hyper.items()]
@@ -220,6 +230,25 @@ def _name(kind: str, function: Callable, registry: dict[str, Any], taken: Iterab
     return name
 
 
+def _formula(kind: str, function: Callable, derivative: Callable | None, given: tuple[str, ...]) -> Formula:
+    name = function.__name__
+    _takes(f"fb.{kind} {name!r}", function, given)
+    if derivative is not None:
+        _takes(f"fb.{kind} {name!r}, derivative", derivative, given)
+    return Formula(name, frozen(function), None if derivative is None else frozen(derivative))
+
+
+def _takes(where: str, function: Any, given: tuple[str, ...]) -> None:
+    """ArgumentError unless it is a function that can be called with the arguments `given`."""
+    expected = f"expected a function of ({', '.join(given)})"
+    if not inspect.isfunction(function):
+        raise ArgumentError(f"{where}: {expected}, made by def or lambda, got {function!r}")
+    try:
+        inspect.signature(function).bind(*given)
+    except TypeError:
+        raise ArgumentError(f"{where}: {expected}, got {function.__name__}{inspect.signature(function)}") from None
+
+
 def _try(formula: Formula, points: list[tuple[float, ...]]) -> None:
     with np.errstate(all="ignore"):
         for function in filter(None, (formula.value, formula.slope)):
@@ -227,7 +256,9 @@ def _try(formula: Formula, points: list[tuple[float, ...]]) -> None:
                 found = formula.at(function, *map(np.float64, point))
                 if not isinstance(found, (float, int, np.floating)):
                     where = ", ".join(f"{number:g}" for number in point)
-                    raise ArgumentError(f"{formula.name}: expected a number at ({where}), got {found!r}")
+                    array = isinstance(found, np.ndarray)
+                    hint = "; it is called with one number: `b if z > 0.0 else c`, not np.where" if array else ""
+                    raise ArgumentError(f"{formula.name}: expected a number at ({where}), got {found!r}{hint}")
 
 
 def _compare(formula: Formula, points: list[tuple[float, ...]]) -> None:
@@ -260,15 +291,22 @@ def _try_update(formula: Formula, hyper: list[float]) -> int:
         constants = formula.prepared(1e-3, t, hyper)
         if not isinstance(constants, tuple):
             raise ArgumentError(f"{where}: expected a tuple of constants, got {constants!r}")
-        if len(constants) > MOST_CONSTANTS or not all(np.isfinite(as_float(float(c))) for c in constants):
+        if len(constants) > MOST_CONSTANTS or not all(map(_is_finite, constants)):
             raise ArgumentError(
                 f"{where}: expected at most {MOST_CONSTANTS} finite constants, got {constants} at t={t}"
             )
+        if formula.constants is not None:
+            given = ("p", "g", *(f"slot {1 + i}" for i in range(formula.slots)))
+            _takes(where, formula.value, (*given, *(f"constant {1 + i}" for i in range(len(constants)))))
         numbers = [np.float64(number) for number in (0.7, -0.3, *[0.0] * formula.slots)]
         found = formula.at(formula.value, *numbers, *constants)
-        found = found if isinstance(found, tuple) and formula.slots else (found,)
-        if len(found) != count or not all(np.isfinite(as_float(float(number))) for number in found):
+        found = found if isinstance(found, tuple) else (found,)
+        if len(found) != count or not all(_is_finite(number) for number in found):
             raise ArgumentError(
                 f"{where}: expected {count} finite numbers, the parameter and {formula.slots} state values, got {found}"
             )
     return len(constants)
+
+
+def _is_finite(value: Any) -> bool:
+    return bool(np.isfinite(as_float(value)))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import checks
+from . import checks, ops
 from .errors import ArgumentError, unknown_name
 from .layers import Activation, BatchNorm, Dense, LayerNorm
 
@@ -109,14 +109,23 @@ def _of_layers(model: Sequential, dtype: str, where: str) -> Iterator[Stage]:
             checks.check_finite(tensors[name], f"{where}: {name} of layer {k} {type(layer).__name__}", values)
         if isinstance(layer, Dense):
             yield Affine(tensors["w"], tensors.get("b"))
-            yield Activation(layer.activation)
+            yield _built_in(Activation(layer.activation), where)
         elif isinstance(layer, Activation):
-            yield layer
+            yield _built_in(layer, where)
         elif isinstance(layer, LayerNorm):
             yield RowNorm(tensors["gamma"], tensors["beta"], layer.eps)
         elif isinstance(layer, BatchNorm):
             factor = own["gamma"] / np.sqrt(own["var"].astype(np.float64) + layer.eps)
             yield Scale(tensors["mean"], factor.astype(dtype), tensors["beta"])
+
+
+def _built_in(stage: Activation, where: str) -> Activation:
+    if ops.get_activation(stage.name).formula is not None:
+        raise ArgumentError(
+            f"{where}: activation {stage.name!r} is an operation of your own (fb.activation), which only fastbatch can "
+            "run; expected built-in ones"
+        )
+    return stage
 
 
 def _probabilities(model: Sequential, where: str) -> Stage:

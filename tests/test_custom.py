@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import pickle
 import subprocess
@@ -155,12 +156,19 @@ def test_what_numba_cannot_compile_is_said(backend):
     def own_text(z):
         return float(str(z))
 
-    fb.activation(derivative=lambda z: 1.0)(own_text)
-    try:
-        with pytest.raises(fb.BackendError, match="'own_text' cannot be compiled"):
-            trained(backend, activation="own_text")
-    finally:
-        del ops.ACTIVATIONS["own_text"]
+    def own_sum(z):
+        return math.fsum((z,))
+
+    for function, gist in ((own_text, "could not convert string"), (own_sum, "Unknown attribute 'fsum'")):
+        name = function.__name__
+        fb.activation(derivative=lambda z: 1.0)(function)
+        try:
+            with pytest.raises(fb.BackendError, match=f"'{name}' cannot be compiled by Numba.*: {gist}.*") as error:
+                trained(backend, activation=name)
+            assert "custom.md" in str(error.value)
+            assert len(str(error.value)) < 300
+        finally:
+            del ops.ACTIVATIONS[name]
 
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
@@ -191,6 +199,13 @@ def test_the_same_bits_on_any_number_of_threads(backend):
         (fb.activation, lambda z: math.exp(z), lambda z: math.exp(z), ["at (10000)", "OverflowError"]),
         (fb.activation, lambda z: np.log(abs(z)), lambda z: 1 / z, ["expected a finite number at (0)"]),
         (fb.activation, lambda z: None, None, ["expected a number at", "got None"]),
+        (fb.activation, lambda z: undefined, None, ["expected a number at (-10000)", "NameError"]),  # noqa: F821
+        (fb.activation, lambda z: z**0.5, None, ["expected a number at (-10000)", "got nan"]),
+        (fb.activation, lambda z: np.where(z > 0, z, 0.0), None, ["got array(0.)", "if z > 0.0 else"]),
+        (fb.activation, lambda z, y: z, None, ["expected a function of (z)", "(z, y)"]),
+        (fb.activation, lambda z: z, lambda: 1.0, ["derivative: expected a function of (z)", "<lambda>()"]),
+        (fb.activation, lambda z: z, 1.0, ["derivative: expected a function of (z)", "got 1.0"]),
+        (fb.loss, lambda a: a, None, ["expected a function of (a, y)", "(a)"]),
     ],
 )
 def test_what_is_wrong_is_refused_and_the_point_named(kind, function, derivative, says):
@@ -200,6 +215,10 @@ def test_what_is_wrong_is_refused_and_the_point_named(kind, function, derivative
     assert all(part in str(error.value) for part in ["refused", *says]), error.value
     assert "refused" not in ops.ACTIVATIONS
     assert "refused" not in ops.LOSSES
+
+
+def lambda_of_two(p, g, lr, t):
+    return p - lr * g, 0.0
 
 
 def test_names_of_built_ins_and_what_an_optimizer_returns():
@@ -220,6 +239,14 @@ def test_names_of_built_ins_and_what_an_optimizer_returns():
             kind(function)
     with pytest.raises(ArgumentError, match="expected 2 finite numbers"):
         fb.optimizer(slots=1)(short)
+    with pytest.raises(ArgumentError, match=r"expected a function of \(p, g, lr, t\), got short\(p, g, m, lr, t\)"):
+        fb.optimizer(short)
+    with pytest.raises(ArgumentError, match=r"constants: expected a function of \(lr, t, beta\), got"):
+        fb.optimizer(constants=lambda lr, t: (lr,), beta=0.5)(short)
+    with pytest.raises(ArgumentError, match=r"expected a function of \(p, g, constant 1\), got short"):
+        fb.optimizer(constants=lambda lr, t: (lr,))(short)
+    with pytest.raises(ArgumentError, match="expected 1 finite numbers"):
+        fb.optimizer(lambda_of_two)
     with pytest.raises(ArgumentError, match="every optimizer has"):
         fb.optimizer(weight_decay=0.1)
     with pytest.raises(ArgumentError, match="made by def"):
@@ -299,6 +326,49 @@ def test_a_cell_that_runs_again_replaces_its_operation():
             linear = fb.MLP([7, 4, 3], activation="identity", init="he_uniform", seed=1).predict(X)
         np.testing.assert_allclose(outputs, factor * linear, rtol=1e-4, atol=1e-5)
     del ops.ACTIVATIONS["own_line"]
+
+
+@backends
+def test_what_a_function_refers_to_is_that_of_its_registration(backend):
+    """On the reference, too, which calls it, and of functions that it calls."""
+    factor = 2.0
+
+    def times(z):
+        return factor * z
+
+    @fb.activation(derivative=lambda z: 2.0)
+    def own_times(z):
+        return times(z)
+
+    try:
+        model = fb.MLP([7, 4, 3], activation="own_times", init="he_uniform", seed=1)
+        factor = 3.0
+        with fb.set_backend(backend):
+            outputs = model.predict(X)
+            linear = fb.MLP([7, 4, 3], activation="identity", init="he_uniform", seed=1).predict(X)
+        np.testing.assert_allclose(outputs, 2.0 * linear, rtol=1e-4, atol=1e-5)
+    finally:
+        del ops.ACTIVATIONS["own_times"]
+
+
+def test_what_leaves_the_library_names_the_operation_that_cannot(tmp_path):
+    onnx = pytest.importorskip("fastbatch.onnx")
+    model = fb.MLP([7, 4, 3], activation="own_silu", seed=1)
+    for export, path in ((model.export_c, "m.c"), (lambda path: onnx.export(model, path), "m.onnx")):
+        with pytest.raises(ArgumentError, match="activation 'own_silu' is an operation of your own"):
+            export(tmp_path / path)
+        assert not (tmp_path / path).exists()
+
+
+@pytest.mark.skipif("numba" not in SUBJECTS, reason="the numba backend is not available")
+def test_slow_compilation_is_announced(caplog, monkeypatch):
+    from fastbatch.backends.scalars import compiled, patience
+
+    monkeypatch.setattr(patience, "PATIENCE", 0.001)
+    with caplog.at_level(logging.WARNING, "fastbatch"):
+        compiled.activation(ops.formula.Formula("own_slow", own_silu, own_silu_slope), "float32")
+    assert caplog.messages[0] == "numba: compiling 'own_slow', once in each process"
+    assert caplog.messages[1].startswith("numba: compiled 'own_slow' in ")
 
 
 @pytest.mark.skipif("numba" not in SUBJECTS, reason="the numba backend is not available")

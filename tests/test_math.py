@@ -25,12 +25,16 @@ def sweep(name: str, dtype: str = "float32") -> np.ndarray:
 
 
 def flushed(z: np.ndarray) -> np.ndarray:
-    """What C kernels see: subnormals count as zero (csrc/simd/fpmode.h)."""
+    """What kernels of C and Numba see: subnormals count as zero (csrc/simd/fpmode.h)."""
     return np.where(np.abs(z) < np.finfo(z.dtype).tiny, np.copysign(0, z), z)
 
 
+def flushes(subject: str) -> bool:
+    return subject in C_TARGETS or subject == "numba"
+
+
 def as_read(subject: str, z: np.ndarray) -> np.ndarray:
-    return flushed(z) if subject in C_TARGETS else z
+    return flushed(z) if flushes(subject) else z
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import CellType, FunctionType
+from typing import Any
 
 import numpy as np
 
 from ..errors import ArgumentError
 
-__all__ = ["Formula"]
+__all__ = ["Formula", "copied", "frozen"]
 
 Array = np.ndarray
 Number = Callable[..., float]
@@ -75,12 +78,39 @@ class Formula:
         """`function` at a point; ArgumentError that names it where Python raises and compiled code would not."""
         try:
             return function(*point)
-        except (ArithmeticError, ValueError) as error:
+        except Exception as error:  # of the user's code
             where = ", ".join(f"{float(number):g}" for number in point)
+            of_math = isinstance(error, (ArithmeticError, ValueError))
+            hint = " (functions of NumPy return inf or nan where those of math raise)" if of_math else ""
             raise ArgumentError(
-                f"{self.name}: expected a number at ({where}), got {type(error).__name__}: {error} (functions of NumPy "
-                "return inf or nan where those of math raise)"
+                f"{self.name}: expected a number at ({where}), got {type(error).__name__}: {error}{hint}"
             ) from error
+
+
+def copied(function: Any, value: Callable[[Any], Any], constant: Callable[[Any], Any]) -> Callable:
+    """A copy of `function` with `value` of all that its names mean now, and `constant` of what stands in its code."""
+    code = function.__code__
+    given = {name: value(what) for name, what in function.__globals__.items() if name in code.co_names}
+    given["__builtins__"] = builtins
+    cells = tuple(CellType(value(cell.cell_contents)) for cell in function.__closure__ or ())
+    defaults = tuple(map(value, function.__defaults__ or ())) or None
+    code = code.replace(co_consts=tuple(map(constant, code.co_consts)))
+    return FunctionType(code, given, function.__name__, defaults, cells)
+
+
+def frozen(function: Callable) -> Callable:
+    """A copy that later changes of variables do not reach: compiled code would not see them, the reference would."""
+    made: dict[Any, Any] = {}
+
+    def value(what: Any) -> Any:
+        if not isinstance(what, FunctionType) or what.__module__.partition(".")[0] in ("numpy", "math"):
+            return what
+        if what not in made:
+            made[what] = what  # of one that calls itself
+            made[what] = copied(what, value, lambda constant: constant)
+        return made[what]
+
+    return value(function)
 
 
 def _tuple(found: object) -> tuple[float, ...]:

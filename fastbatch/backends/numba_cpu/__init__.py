@@ -79,10 +79,10 @@ class Numba:
         if not len(x):
             return
         dz = da if saved is None else da.copy()
-        panel, zeros = memory.zeros(PANEL, np.uint8), np.zeros(w.shape[0], w.dtype)
+        panel, zeros, ones = memory.zeros(PANEL, np.uint8), np.zeros(w.shape[0], w.dtype), np.ones(1, w.dtype)
         arrays = [address(v) for v in (x, w, dz, dw, db, dx)]
         index = _number(activation, x.dtype.name)
-        last = [index, address(saved), address(panel), address(zeros)]
+        last = [index, *map(address, (saved, panel, zeros, ones))]
         _call(entries.BACKWARD, x.dtype.name, [len(x), *w.shape, *arrays, *last])
 
     def loss(self, a: Array, y: Array, loss: ops.Loss, weight: Array | None, da: Array) -> Sums:

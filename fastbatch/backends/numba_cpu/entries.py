@@ -5,22 +5,19 @@ One, because what is compiled with one is not shared with another, and most of i
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 
 import numba
 import numpy as np
 
 from .. import scalars
-from .machine import ONE, ZERO, entry, inner, plus, pointer, sources
+from ..scalars.patience import announced
+from .machine import ONE, ZERO, entry, flush_subnormals, inner, plus, pointer, restore_modes, sources
 from .passes import (
     LOSS_INDEX,
     activate,
-    add_rows,
     constants_of,
     copy,
     cross_entropy,
@@ -37,9 +34,6 @@ __all__ = ["BACKWARD", "FORWARD", "GRADIENTS", "LOSS", "MOVE", "RUN", "UPDATE", 
 
 FORWARD, BACKWARD, LOSS, MOVE = range(3, 7)
 _CROSS_ENTROPY = LOSS_INDEX["cross_entropy"]
-_log = logging.getLogger("fastbatch")
-# Seconds; what takes longer is announced.
-PATIENCE = 1.0
 _lock = threading.RLock()
 
 
@@ -63,7 +57,9 @@ def _backward(one, n):
         scale_by_slope(n[9], rows * outputs, pointer(n[10], one), dz)
     product(one, inputs, outputs, rows, x, ONE, inputs, dz, outputs, ONE, dw, outputs, dw, outputs, panel)
     if n[7] != 0:
-        add_rows(rows, outputs, dz, outputs, pointer(n[7], one))
+        bias = pointer(n[7], one)
+        product(one, ONE, outputs, rows, pointer(n[13], one), ZERO, ZERO, dz, outputs, ONE, bias, ZERO, bias, outputs,
+                panel)  # fmt: skip
     if n[8] != 0:
         zeros, dx = pointer(n[12], one), pointer(n[8], one)
         product(one, rows, inputs, outputs, dz, outputs, ONE, w, ONE, outputs, zeros, ZERO, dx, inputs, panel)
@@ -108,7 +104,7 @@ def _functions(mark: str) -> tuple[Callable, Callable]:
 
     def call(verb, one, frame, stages, segments, numbers, values, t, threads):
         mark  # noqa: B018
-        n, v = pointer(numbers, 0), pointer(values, 0.0)
+        n, v, modes = pointer(numbers, 0), pointer(values, 0.0), flush_subnormals()
         if verb <= UPDATE:
             walk(verb, one, frame, stages, segments, t, threads)
         elif verb == FORWARD:
@@ -119,6 +115,7 @@ def _functions(mark: str) -> tuple[Callable, Callable]:
             _loss(one, n, v)
         else:
             _move(one, n, v)
+        restore_modes(modes)
 
     def permute(order, seed, epoch, begin, end, even, odd):
         """Swaps [begin, end) of a Fisher-Yates shuffle, `begin` even; their words go into `even` and `odd`."""
@@ -146,29 +143,8 @@ def _dispatchers() -> tuple[Callable, Callable]:
     return _functions(sources())
 
 
-@contextmanager
-def announced(what: str) -> Iterator[None]:
-    """Says what is being compiled where that takes longer than PATIENCE, and how long it took."""
-    begin = time.monotonic()
-    said = threading.Event()
-
-    def say() -> None:
-        said.set()
-        _log.warning("numba backend: compiling %s, once for this version and CPU (10 to 30 s)", what)
-
-    timer = threading.Timer(PATIENCE, say)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-    if said.is_set():
-        _log.warning("numba backend: compiled %s in %.0f s", what, time.monotonic() - begin)
-
-
 def _compiled(function: Callable, what: str, *samples: object) -> Callable:
-    with _lock, announced(what):
+    with _lock, announced(f"{what}, once for this version and CPU (10 to 30 s)"):
         function.compile(tuple(map(numba.typeof, samples)))  # type: ignore[attr-defined]
     return function
 

@@ -8,11 +8,13 @@ from collections.abc import Callable
 import numpy as np
 
 from .. import scalars
-from .machine import apart, inner, magnitude_bits, plus, pointer, switch
+from ..scalars.arithmetic import wide
+from .machine import HAS_MASKS, apart, inner, magnitude_bits, plus, pointer, switch
 from .own import call_loss, call_move, call_prepare, call_slope, call_value
+from .tiles import copy_vector, vector_lanes
 
 __all__ = [
-    "ACTIVATION_INDEX", "LOSS_INDEX", "NORMED", "OPTIMIZER_INDEX", "activate", "add_rows", "constants_of", "copy",
+    "ACTIVATION_INDEX", "LOSS_INDEX", "NORMED", "OPTIMIZER_INDEX", "activate", "constants_of", "copy",
     "cross_entropy", "dropout", "element_loss", "is_bad", "move", "pull", "scale_by_slope", "square_sum",
     "squares_of_step", "sum_of",
 ]  # fmt: skip
@@ -27,17 +29,14 @@ u64, f64 = np.uint64, np.float64  # float() of a float32 is one, too
 
 @inner
 def copy(n, source, to):
-    for i in range(n):
-        to[i] = source[i]
-
-
-@inner
-def add_rows(rows, width, x, ld, to):
-    """to (width,) += the sum of the rows, each one chain."""
-    for r in range(rows):
-        row = plus(x, r * ld)
-        for j in range(width):
-            to[j] += row[j]
+    """Stretches of any length; most are a row of some ten elements, where a loop's scalar rest is all there is."""
+    if HAS_MASKS:
+        lanes = vector_lanes(source)
+        for i in range(0, n, lanes):
+            copy_vector(plus(source, i), plus(to, i), n - i)
+    else:
+        for i in range(n):
+            to[i] = source[i]
 
 
 @inner
@@ -75,6 +74,7 @@ def _value_loop(value: Callable) -> Callable:
     @inner
     def loop(n, a):  # in place: one array cannot overlap another
         apart()
+        wide()
         for i in range(n):
             a[i] = value(a[i])
 
@@ -85,6 +85,7 @@ def _slope_loop(slope: Callable) -> Callable:
     @inner
     def loop(n, saved, d):
         apart()
+        wide()
         for i in range(n):
             d[i] *= slope(saved[i])
 

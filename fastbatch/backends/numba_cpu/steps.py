@@ -96,6 +96,7 @@ class Steps:
             "norms": memory.zeros(16 * (self._blocks + 1), np.uint8),
             "shared": memory.zeros(8 * (SAYS + LINE * count), np.uint8),
             "hyper": self._hyper,
+            "one": np.ones(1, plan.dtype),
         }
         for name, array in self._memory.items():
             f[name] = address(array)

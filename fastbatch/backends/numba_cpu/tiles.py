@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 from ..scalars.arithmetic import HAS_FMA
 from .machine import HAS_MASKS, REGISTERS, VECTOR_BYTES, apart, inner, plus, size_of, switch
 
-__all__ = ["PANEL", "product"]
+__all__ = ["PANEL", "copy_vector", "product", "vector_lanes"]
 
 # Rows of a tile by its vectors: as many accumulators as registers allow beside operands.
 ROWS = {1: 8, 2: 8, 3: 8, 4: 6} if REGISTERS == 32 else {1: 6, 2: 6}
@@ -149,6 +149,41 @@ def _column(vectors: int, masked: bool):
 
 # Of 1 vector up to WIDEST, then, where a mask costs something, the same for a last one that is whole.
 _columns = switch([_column(v, masked) for masked in (True, False)[: 2 - HAS_MASKS] for v in range(1, WIDEST + 1)])
+
+
+@intrinsic
+def vector_lanes(typingctx, p):
+    def generate(context, builder, signature, args):
+        return ir.Constant(i64, VECTOR_BYTES // (p.dtype.bitwidth // 8))
+
+    return types.int64(p), generate
+
+
+@intrinsic
+def copy_vector(typingctx, source, to, left):
+    """A vector, or the first `left` elements of it."""
+    size = source.dtype.bitwidth // 8
+    lanes = VECTOR_BYTES // size
+
+    def generate(context, builder, signature, args):
+        source, to, left = args
+        vector = ir.VectorType(context.get_value_type(signature.args[0].dtype), lanes)
+        kind, here = vector.as_pointer(), ir.Constant(i32, size)
+        some = builder.insert_element(ir.Constant(ir.VectorType(i64, lanes), ir.Undefined), left, ir.Constant(i32, 0))
+        some = builder.shuffle_vector(some, some, ir.Constant(ir.VectorType(i32, lanes), [0] * lanes))
+        there = builder.icmp_signed("<", ir.Constant(ir.VectorType(i64, lanes), list(range(lanes))), some)
+        nothing, name = ir.Constant(vector, [0.0] * lanes), f"v{lanes}f{8 * size}.p0"
+        source, to = builder.bitcast(source, kind), builder.bitcast(to, kind)
+
+        def call(function, result, *arguments):
+            given = ir.FunctionType(result, [argument.type for argument in arguments])
+            return builder.call(cgutils.get_or_insert_function(builder.module, given, function), arguments)
+
+        found = call(f"llvm.masked.load.{name}", vector, source, here, there, nothing)
+        call(f"llvm.masked.store.{name}", ir.VoidType(), found, to, here, there)
+        return context.get_dummy_value()
+
+    return types.void(source, to, types.int64), generate
 
 
 @intrinsic

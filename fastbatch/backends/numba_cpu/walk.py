@@ -16,7 +16,6 @@ from .machine import ONE, ZERO, inner, now, plus, pointer, records, size_of, wai
 from .passes import (
     LOSS_INDEX,
     activate,
-    add_rows,
     constants_of,
     copy,
     cross_entropy,
@@ -42,7 +41,7 @@ FRAME = np.dtype(
             "gradient", "weights", "values", "zeros", "panels", "panel_bytes", "scratch", "hyper", "norms", "shared",
             "stages", "segments", "lowest", "loss", "weighted", "labels", "x", "x_stride", "y", "y_stride", "weight",
             "order", "rows", "batch", "piece", "outputs", "first_row", "first", "last", "lrs", "sums", "deadline",
-            "next", "status", "input_norms", "delta_norms", "scales", "held",
+            "next", "status", "one", "input_norms", "delta_norms", "scales", "held",
         )),
         *((name, np.float64) for name in (
             "g", "h", "parameter", "of_value", "of_slope", "max_norm", "clip_value", "norm", "value", "scale",
@@ -288,9 +287,13 @@ def _add_gradient(one, f, stages, base, rows, add, t, threads):
                     s.outputs, panel)  # fmt: skip
         if s.b >= 0 and i % threads == t:
             bias = pointer(f.gradient + s.b, one)
-            if not add:
-                copy(s.outputs, zeros, bias)
-            add_rows(rows, s.outputs, dz, s.out_ld, bias)
+            if rows == 1:
+                before = bias if add else zeros
+                for j in range(s.outputs):
+                    bias[j] = before[j] + dz[j]
+                continue
+            product(one, ONE, s.outputs, rows, pointer(f.one, one), ZERO, ZERO, dz, s.out_ld, ONE,
+                    bias if add else zeros, ZERO, bias, s.outputs, panel)  # fmt: skip
 
 
 @inner

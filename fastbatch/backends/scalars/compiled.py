@@ -6,7 +6,6 @@ Addresses stay valid as long as the process lives.
 
 from __future__ import annotations
 
-import builtins
 import math
 import types as python
 from collections.abc import Callable
@@ -18,9 +17,10 @@ import numpy as np
 from numba import types
 
 from ...errors import BackendError
-from ...ops.formula import Formula
+from ...ops.formula import Formula, copied
 from . import functions
 from .arithmetic import wide
+from .patience import announced
 
 __all__ = ["activation", "loss", "optimizer"]
 
@@ -41,13 +41,11 @@ def _of_type(function: Callable, real: type, made: dict[Any, Any]) -> Callable:
     if function in made:
         return made[function]
     made[function] = function
-    code = function.__code__
-    constants = tuple(real(value) if type(value) is float else value for value in code.co_consts)
-    given = {name: _value(value, real, made) for name, value in function.__globals__.items() if name in code.co_names}
-    given["__builtins__"] = builtins
-    cells = tuple(python.CellType(_value(cell.cell_contents, real, made)) for cell in function.__closure__ or ())
-    defaults = tuple(_value(value, real, made) for value in function.__defaults__ or ())
-    copy = python.FunctionType(code.replace(co_consts=constants), given, function.__name__, defaults or None, cells)
+    copy = copied(
+        function,
+        lambda what: _value(what, real, made),
+        lambda constant: real(constant) if type(constant) is float else constant,
+    )
     made[function] = numba.njit(**_OPTIONS)(copy)
     return made[function]
 
@@ -63,6 +61,8 @@ def _value(value: Any, real: type, made: dict[Any, Any]) -> Any:
         numbers = {name: real(number) for name, number in vars(value).items() if type(number) is float}
         module.__dict__.update({**vars(value), **numbers})
         module.__dict__.update({name: _HOUSE[f] for name, f in vars(value).items() if _is_key(f) and f in _HOUSE})
+        if value is np:
+            module.__dict__["clip"] = functions.clamp  # Numba's is of arrays only
         return module
     return _HOUSE.get(value, value) if _is_key(value) else value
 
@@ -73,13 +73,24 @@ def _is_key(value: Any) -> bool:
 
 def _address(formula: Formula, loop: Callable, *signature: Any) -> int:
     try:
-        compiled = numba.cfunc(types.void(*signature), **_OPTIONS)(loop)
+        with announced(f"{formula.name!r}, once in each process"):
+            compiled = numba.cfunc(types.void(*signature), **_OPTIONS)(loop)
     except Exception as error:  # of the user's code; Numba passes on what its own lowering raises
         raise BackendError(
-            f"{formula.name!r} cannot be compiled, so that only backend 'reference' can run it: {error}"
+            f"{formula.name!r} cannot be compiled by Numba, so that only backend 'reference' can run it: "
+            f"{_gist(error)}; docs/custom.md says what a function may hold"
         ) from error
     _alive.append(compiled)
     return compiled.address
+
+
+def _gist(error: Exception) -> str:
+    """What Numba means, of some thirty lines; the rest is in the cause."""
+    lines = [line.strip(" \x1b[0123456789m") for line in str(error).splitlines()]
+    telling = [
+        line for line in lines if line.startswith(("No impl", "Unknown", "Untyped", "Use of", "Cannot", "Invalid"))
+    ]
+    return (telling or [line for line in lines if line and not line.startswith("Failed in")] or ["no reason given"])[0]
 
 
 _alive: list[Any] = []

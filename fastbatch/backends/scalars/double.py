@@ -90,9 +90,9 @@ def _minus_log1p(f):
 
 @register_jitable
 def log(x):
-    bits = f64(x).view(i64)
+    bits = f64(x if f64(2.2250738585072014e-308) <= x < _INF else f64(1)).view(i64)
     # by way of 2^52 and without a sign, since AVX2 can neither shift nor convert 64 bits otherwise
-    biased = u64(u64(bits - i64(0x3FE6A09E667F3BCD - (1023 << 52))) >> u64(52))
+    biased = u64(u64(bits + i64((1023 << 52) - 0x3FE6A09E667F3BCD)) >> u64(52))
     n = u64(biased | u64(0x4330000000000000)).view(f64) - (_2_52 + f64(1023))
     f = i64(bits - i64(i64(i64(biased) - i64(1023)) << i64(52))).view(f64) - f64(1)
     y = multiply_add(n, _LN2_HI, f - multiply_add(n, -_LN2_LO, _minus_log1p(f)))

@@ -73,7 +73,7 @@ def expm1(x):
 
 @register_jitable
 def log(x):
-    bits = f32(x).view(i32)
+    bits = f32(x if f32(1.1754944e-38) <= x < _INF else f32(1)).view(i32)
     e = i32(i32(bits - i32(0x3F3504F3)) >> i32(23))
     n, f = f32(e), i32(bits - i32(e << i32(23))).view(f32) - f32(1)
     y = multiply_add(n, _LN2_HI, multiply_add(f * f, _log_rest(f), n * _LN2_LO) + f)
