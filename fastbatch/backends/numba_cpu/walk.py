@@ -374,13 +374,15 @@ def _apply(one, f, segments, scale, unit, lr, made, t, threads):
                     n = min(BLOCK, segment.end - first)
                     p = pointer(f.parameters + first * size, one)
                     s = pointer(f.slots + first * size, one)
-                    pull(one, n, p, pointer(f.gradient + first * size, one), scale * factor, f.clip_value, segment.l1,
-                         scratch)  # fmt: skip
+                    g = pointer(f.gradient + first * size, one)
+                    if scale * factor != 1.0 or f.clip_value > 0.0 or segment.l1 > 0.0:
+                        pull(one, n, p, g, scale * factor, f.clip_value, segment.l1, scratch)
+                        g = scratch
                     if take_norms:
-                        found = squares_of_step(one, segment.normed, n, p, scratch, s, f.count, c, u)
+                        found = squares_of_step(one, segment.normed, n, p, g, s, f.count, c, u)
                         norms[2 * (at + j)], norms[2 * (at + j) + 1] = found
                     else:
-                        move(segment.rule, one, n, p, scratch, s, f.count, c)
+                        move(segment.rule, one, n, p, g, s, f.count, c)
             at += count
     return OK
 
