@@ -271,6 +271,9 @@ _FORWARD = 1 / 3
 # The update of a parameter takes as long as so many flops of a product (0.3 ns against 150 GFLOP/s).
 _UPDATE_FLOPS = 40
 
+# So does what is done to an input or output of a stage besides the products: gather, activation, slope, loss (0.4 ns at least).
+_ELEMENT_FLOPS = 60
+
 
 class FusedProgram:
     """The program protocol in C: one call runs as many steps as fit its time budget, GIL released, nothing allocated.
@@ -284,7 +287,9 @@ class FusedProgram:
         self.lock = _native.Lock()
         # by what threads are shared out: flops of float32 that take as long; products in bfloat16 a quarter or less
         wide = np.dtype(plan.dtype).itemsize // 4
+        elements = plan.stages[0].inputs + sum(stage.outputs for stage in plan.stages)
         self._flops_per_row = plan.flops_per_row * wide / (4 if plan.precision == "bf16" else 1)
+        self._flops_per_row += _ELEMENT_FLOPS * wide * elements
         self._update_flops = _UPDATE_FLOPS * wide * plan.num_parameters
         self._rows = self._threads_reserved = -1
         self._training = self._network(1.0)
