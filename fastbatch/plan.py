@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from typing import Any, Generic, TypeVar, overload
 
 from . import ops
 from .errors import ArgumentError
@@ -101,6 +102,26 @@ class Segment:
     lr_factor: float
 
 
+T = TypeVar("T")
+
+
+class remembered(Generic[T]):
+    """functools.cached_property without the lock of Python 3.11, which a process that forks may hand down taken."""
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        self.compute, self.name, self.__doc__ = compute, compute.__name__, compute.__doc__
+
+    @overload
+    def __get__(self, one: None, owner: type) -> remembered[T]: ...
+    @overload
+    def __get__(self, one: object, owner: type) -> T: ...
+    def __get__(self, one: object | None, owner: type) -> T | remembered[T]:
+        if one is None:
+            return self
+        value = one.__dict__[self.name] = self.compute(one)
+        return value
+
+
 @dataclass(frozen=True)
 class Plan:
     """What one program computes: stages, loss and optimizer rule. Backends read nothing else about the model.
@@ -130,7 +151,7 @@ class Plan:
     def slots(self) -> int:
         return self.optimizer.slots
 
-    @cached_property
+    @remembered
     def tensors(self) -> tuple[tuple[str, int, int, int], ...]:
         """Of every tensor of parameters, in order: its name in files of models, its dense layer, begin and end."""
         found, dense, norms = [], 0, 0
@@ -147,12 +168,12 @@ class Plan:
                 norms += 1
         return tuple(found)
 
-    @cached_property
+    @remembered
     def settings(self) -> dict[str, tuple[ops.Optimizer, float] | None]:
         """Of each tensor by name the description of its update and its factor of the rate; None where frozen."""
         return self.optimizer.settings({name: layer for name, layer, *_ in self.tensors})
 
-    @cached_property
+    @remembered
     def segments(self) -> tuple[Segment, ...]:
         """What updates which parameters, in order; frozen ones are in none. One per tensor where norms are taken."""
         found: list[Segment] = []
@@ -168,7 +189,7 @@ class Plan:
             found.append(part)
         return tuple(found)
 
-    @cached_property
+    @remembered
     def column_limits(self) -> tuple[float | None, ...]:
         """Of each stage the norm that an update holds the columns of w to; None without one, and where w is frozen."""
         weights = iter([name for name, *_ in self.tensors if name.endswith(".w")])

@@ -271,7 +271,7 @@ _FORWARD = 1 / 3
 # The update of a parameter takes as long as so many flops of a product (0.3 ns against 150 GFLOP/s).
 _UPDATE_FLOPS = 40
 
-# So does what is done to an input or output of a stage besides the products: gather, activation, slope, loss (0.4 ns at least).
+# So does what is done to an input or output of a stage besides the products: gather, activation, slope, loss (0.4 ns).
 _ELEMENT_FLOPS = 60
 
 

@@ -68,8 +68,10 @@ class Rows:
         return self._optimizers[optimizer.rule] if formula is None else self._row("optimizer", formula, dtype)
 
     def _row(self, kind: str, formula: Formula, dtype: str) -> int:
+        key = kind, formula, dtype
+        if key in self._own:  # without the lock, which a process that forks may hand down taken
+            return self._own[key]
         with self._lock:  # two threads would register it twice
-            key = kind, formula, dtype
             if key not in self._own:
                 # Numba takes half a second to import
                 compiled: Any = importlib.import_module("fastbatch.backends.scalars.compiled")
