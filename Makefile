@@ -33,12 +33,12 @@ endef
 $(eval $(call ulp_of,ulp,$$(CC)))
 $(eval $(call ulp_of,ulp-arm,$$(ARM_CC)))
 
-.PHONY: help build test test-all test-driver test-arm ulp ulp-arm bench lint format sanitize clean
+.PHONY: help build test test-all test-simulated test-gpu test-driver test-arm ulp ulp-arm bench lint format sanitize clean
 .PHONY: help build test bench peers growth grid memory readme lint format sanitize clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1:\2/p' $(firstword $(MAKEFILE_LIST)) | \
-		while IFS=: read -r target text; do printf '  make %-11s%s\n' "$$target" "$$text"; done
+		while IFS=: read -r target text; do printf '  make %-14s%s\n' "$$target" "$$text"; done
 
 build:  ## compile the C extension in place; `pip install -e '.[test,dev]'` once before it
 	$(PYTHON) setup.py build_ext --inplace
@@ -48,6 +48,19 @@ test:  ## the default tier of the tests
 
 test-all:  ## all tests, the exhaustive ones with them
 	$(PYTHON) -m pytest -m ""
+
+test-simulated:  ## kernels of the cuda backend in numba-cuda's simulator; needs fastbatch[cuda], no GPU
+	NUMBA_ENABLE_CUDASIM=1 $(PYTHON) -m pytest tests/test_cuda_device.py $(ARGS)
+
+# The sanitizer watches few tests, being some 50 times slower.
+test-gpu:  ## the cuda backend on this machine's GPU; under compute-sanitizer, too, where that is installed
+	FASTBATCH_EXPECT=cuda $(PYTHON) -m pytest -m "" tests/test_cuda.py tests/test_cuda_device.py tests/test_cuda_gpu.py $(ARGS)
+	@if command -v compute-sanitizer >/dev/null; then \
+		for tool in memcheck racecheck; do \
+			compute-sanitizer --tool $$tool --error-exitcode 1 $(PYTHON) -m pytest -x -q -p no:cacheprovider \
+				tests/test_cuda_device.py -k "everything or narrow" || exit 1; \
+		done; \
+	else echo "NOT RUN: compute-sanitizer is not installed"; fi
 
 test-driver: build/driver/driver  ## the kernels without Python: a C program judges the same cases
 	$(PYTHON) tests/drive.py $<

@@ -13,7 +13,7 @@ import numpy as np
 
 from .errors import DataError, DTypeError, ShapeError
 
-__all__ = ["NUMBERS", "as_array", "is_foreign"]
+__all__ = ["NUMBERS", "DeviceRows", "as_array", "is_foreign"]
 
 Array = np.ndarray
 
@@ -67,6 +67,59 @@ def _looked_at(look: Callable[[], Array], value: Any, where: str) -> Array:
         return look()
     except (TypeError, ValueError, RuntimeError, BufferError) as error:
         raise DTypeError(f"{where}: expected what NumPy can look at, got {type(value).__name__}: {error}") from error
+
+
+class DeviceRows:
+    """Rows (n, I) in a GPU's memory, which backend "cuda" reads there; whoever wants them as an array is refused.
+
+    Parameters
+    ----------
+    value : object with ``__cuda_array_interface__``
+        A tensor of torch, an array of CuPy, JAX or Numba; kept alive, not copied.
+    where : str
+        What messages call it.
+    """
+
+    def __init__(self, value: Any, where: str, part: slice = slice(None)) -> None:
+        given = value.__cuda_array_interface__
+        dtype, shape = np.dtype(given["typestr"]), tuple(given["shape"])
+        if len(shape) != 2 or dtype.kind not in "fiu" or (dtype.itemsize == 2 and dtype.kind == "f"):
+            raise DTypeError(
+                f"{where}: expected rows (n, I) of a real dtype but float16 on a device, got {dtype} {shape}"
+            )
+        strides = given.get("strides") or (shape[1] * dtype.itemsize, dtype.itemsize)
+        start, stop, step = part.indices(shape[0])
+        if step != 1:
+            self._refuse(where)
+        self.owner, self.where, self.dtype, self.ndim = value, where, dtype, 2
+        self.shape, self.strides = (max(stop - start, 0), shape[1]), tuple(strides)
+        data = given["data"][0] + start * strides[0], given["data"][1]
+        self.__cuda_array_interface__ = {**given, "data": data, "shape": self.shape, "strides": self.strides}
+
+    @property
+    def nbytes(self) -> int:
+        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, part: Any) -> DeviceRows:
+        if not isinstance(part, slice):
+            self._refuse(self.where)
+        return DeviceRows(self, self.where, part)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return self._refuse(self.where)
+
+    def astype(self, dtype: Any, copy: bool = True) -> Array:
+        return self._refuse(self.where)
+
+    @staticmethod
+    def _refuse(where: str) -> Array:
+        raise DTypeError(
+            f"{where}: expected rows in the memory of the CPU for this, got such on a device; there backend 'cuda' "
+            "reads them in fit, without validation_split, input_scale, augment, sampling and the noise scale"
+        )
 
 
 def is_foreign(value: Any) -> bool:

@@ -21,14 +21,17 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    from .bench import bench
+    from .bench import bench, bench_gpu
 
+    if arguments.gpu:
+        bench_gpu(arguments.names, json_path=arguments.json)
+        return
     bench(
         arguments.names,
         quick=arguments.quick,
         heavy=arguments.all,
         peers=arguments.peers,
-        json_path=arguments.json,
+        json_path=arguments.json or "fastbatch_bench.json",
         plot_path=None if arguments.no_plot else arguments.plot,
     )
 
@@ -95,7 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     race.add_argument("--quick", action="store_true", help="four workloads, fewer steps: under two minutes")
     race.add_argument("--all", action="store_true", help="the heavy workloads too")
     race.add_argument("--peers", type=lambda text: text.split(","), help="such as numpy,torch,jax-scan (default: all)")
-    race.add_argument("--json", default="fastbatch_bench.json", help="where the results go (default: %(default)s)")
+    race.add_argument("--gpu", action="store_true", help="on the GPU: conformance, then the peers there")
+    race.add_argument("--json", help="where the results go (default: fastbatch_bench.json; with --gpu by the device)")
     race.add_argument("--plot", default="fastbatch_bench.png", help="where the picture goes (default: %(default)s)")
     race.add_argument("--no-plot", action="store_true", help="no picture, no matplotlib")
     race.set_defaults(run=_bench)

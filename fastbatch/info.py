@@ -11,7 +11,7 @@ import numpy as np
 
 from . import threads
 from ._version import __version__
-from .backends import backends, default_name, get
+from .backends import DEVICE_FLOPS, backends, default_name, get
 from .cpus import available
 
 __all__ = ["Info", "info"]
@@ -55,6 +55,16 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
+def _of_device(rows: list[dict[str, object]]) -> str:
+    """When "auto" takes the GPU instead; nothing where there is none."""
+    if not any(row["name"] == "cuda" and row["available"] for row in rows) or not get("cuda").is_real:  # type: ignore[attr-defined]
+        return ""
+    return (
+        f"; cuda on {get('cuda').device} trains networks of {DEVICE_FLOPS / 1e6:.0f} MFLOP a row and more, "  # type: ignore[attr-defined]
+        "and any with backend='cuda'"
+    )
+
+
 def info() -> Info:
     """Version, CPU, threads, backends and targets: what is chosen and why.
 
@@ -69,7 +79,7 @@ def info() -> Info:
     if wanted != "auto":
         why = "set_backend or environment FASTBATCH_BACKEND"
     elif chosen == "c":
-        why = "the compiled kernels, float32 and float64"
+        why = f"the compiled kernels, float32 and float64{_of_device(rows)}"
     elif chosen == "numba":
         why = (
             "the C kernels are missing, see below; Numba compiles others, up to 2 times slower, for some 30 s on first "

@@ -47,8 +47,6 @@ class ComposedProgram:
     Training steps are the backend's own where it has fused ones.
     """
 
-    tile_rows = 1
-
     def __init__(self, plan: Plan, kernels: Backend, state: State, num_threads: int | None = None) -> None:
         self.plan, self.kernels, self.state = plan, kernels, state
         self._num_threads = num_threads
@@ -62,6 +60,10 @@ class ComposedProgram:
     @property
     def threads_used(self) -> int:
         return 1 if self._steps is None else self._steps.threads_used
+
+    @property
+    def tile_rows(self) -> int:
+        return 1 if self._steps is None else self._steps.tile_rows
 
     def scale_inputs(self, scale: Array | None, shift: Array | None) -> None:
         self._scale, self._shift = scale, shift
@@ -448,7 +450,9 @@ class ComposedProgram:
         return gradient, norm
 
     def predict(self, x: Array, out: Array) -> None:
-        out[...] = self._forward(self._inputs(x), 0, training=False)[0]
+        rows = self._inputs(x)
+        if self._steps is None or not self._steps.predict(rows, out):
+            out[...] = self._forward(rows, 0, training=False)[0]
 
     def fast_step(self, x: object, y: object, lr: float) -> None:
         return None
@@ -463,7 +467,7 @@ def _write(pairs: list[tuple[Array, Array]]) -> None:
 
 
 def make_program(
-    plan: Plan, state: State, backend: str = "auto", num_threads: int | None = None
+    plan: Plan, state: State, backend: str = "auto", num_threads: int | None = None, training: bool = True
 ) -> tuple[str, Program]:
     """The backend that runs `plan`, by name, and its program: fused where offered, composed otherwise.
 
@@ -472,7 +476,7 @@ def make_program(
     BackendError
         When the backend is unknown, missing, or does not support the plan.
     """
-    chosen = select(backend, plan)
+    chosen = select(backend, plan, training)
     program = chosen.program(plan, state, num_threads)
     return chosen.name, ComposedProgram(plan, chosen, state, num_threads) if program is None else program
 
@@ -484,7 +488,7 @@ def _inference_program(model: Sequential) -> Program:
         plan = make_plan(model, ops.get_loss("mse"), ops.SGD())
         slots = np.empty((0, plan.num_parameters), model.dtype)
         state = State(model.parameters, slots, np.zeros(1, np.int64), 0, model.buffers)
-        cached = model._inference = wanted, make_program(plan, state)[1]
+        cached = model._inference = wanted, make_program(plan, state, training=False)[1]
     return cached[1]
 
 

@@ -65,6 +65,8 @@ class Feed:
         n in `run`, before noise; a share of 1 leaves it as it is. The row weight, which is w of the first and v of the
         second, becomes ``share w + (1 - share) v``, and the target, labels being one-hot, the mean of the two by these
         terms. Class weights of labels are mixed by the same terms into the total weight.
+    same : object, optional
+        Feeds that name the same object have the same numbers in the same x, y and weight: a device may keep them.
     """
 
     x: Array
@@ -76,6 +78,7 @@ class Feed:
     noise: float = 0.0
     piece: int | None = None
     mix: tuple[Array, Array] | None = None
+    same: object | None = None
 
     @property
     def rows(self) -> int:
@@ -282,6 +285,10 @@ class Steps(Protocol):
     @property
     def threads_used(self) -> int: ...
 
+    @property
+    def tile_rows(self) -> int:
+        """As that of :class:`Program`."""
+
     def takes(self, x: Array) -> bool:
         """Whether these rows can be read as they lie; else they are converted beforehand."""
 
@@ -295,6 +302,9 @@ class Steps(Protocol):
 
     def update(self, gradient: Array, scale: float, lr: float) -> None:
         """As :meth:`Program.update`."""
+
+    def predict(self, x: Array, out: Array) -> bool:
+        """As :meth:`Program.predict`; False where that is left to composition."""
 
 
 class Backend(Protocol):

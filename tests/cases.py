@@ -30,10 +30,10 @@ BLOCKS = ((300, 401, 210), (1100, 130, 61), (40, 701, 531), (70, 1100, 3), (257,
 
 
 def _subjects() -> dict[str, object]:
-    """Every available backend; one that has targets, once per usable target."""
+    """Every available backend of the CPU; one that has targets, once per usable target."""
     found = {}
     for row in fb.backends():
-        if row["available"]:
+        if row["available"] and row["device"] == "cpu":
             backend = get(row["name"])
             if hasattr(backend, "target"):
                 from fastbatch import _native
@@ -48,7 +48,7 @@ def _subjects() -> dict[str, object]:
 SUBJECTS = _subjects()
 C_TARGETS = tuple(name for name, backend in SUBJECTS.items() if hasattr(backend, "target"))
 # those that fuse steps
-BRIEF = ("numba",)  # what only some shapes are tried on: another implementation, held to the same numbers
+BRIEF = ("numba", "cuda")  # what only some shapes are tried on: another implementation, held to the same numbers
 FUSED = tuple(name for name, backend in SUBJECTS.items() if hasattr(backend, "shape"))
 
 

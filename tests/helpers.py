@@ -19,6 +19,7 @@ BACKENDS = [
         marks=pytest.mark.skipif(not row["available"], reason=f"backend {row['name']}: {row['reason']}"),
     )
     for row in fb.backends()
+    if row["device"] == "cpu"
 ]
 
 

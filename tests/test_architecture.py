@@ -162,14 +162,14 @@ def test_the_package_does_not_know_its_surroundings():
 def test_importing_is_light():
     """Optional libraries are imported inside functions only, but for those that a door is named after."""
     optional = {"torch", "jax", "threadpoolctl", "sklearn", "scipy", "matplotlib", "tqdm", "pandas", "safetensors"}
-    compiler = {"numba", "llvmlite"}  # of modules that are loaded when their backend is
+    compiler = {"numba", "llvmlite", "numba_cuda", "cuda"}  # of modules that are loaded when their backend is
     optional |= {"onnx", "polars", "pyarrow"}
     for module, path in MODULES.items():
         tops = ast.parse(path.read_text()).body
         for node in tops:
             if isinstance(node, (ast.Import, ast.ImportFrom)) and not getattr(node, "level", 0):
                 names = {alias.name for alias in node.names} if isinstance(node, ast.Import) else {node.module}
-                lazy = module.startswith(("backends.numba_cpu", "backends.scalars"))
+                lazy = module.startswith(("backends.cuda", "backends.numba_cpu", "backends.scalars"))
                 refused = optional - OWN_LIBRARIES.get(module.split(".")[0], set()) | (set() if lazy else compiler)
                 assert not {name.split(".")[0] for name in names} & refused, f"{module}: {ast.unparse(node)}"
 

@@ -14,7 +14,7 @@ from fastbatch.ops.random import gaussian
 from fastbatch.plan import make_plan
 from fastbatch.protocol import Feed, State, Sums
 
-BACKENDS = [row["name"] for row in fb.backends() if row["available"]]
+BACKENDS = [row["name"] for row in fb.backends() if row["available"] and row["device"] == "cpu"]
 SUBJECTS = [name for name, backend in cases.SUBJECTS.items() if name == "reference" or name in cases.FUSED]
 
 

@@ -10,7 +10,7 @@ from fastbatch.data.orders import epoch_order
 from fastbatch.ops.random import draws
 from fastbatch.training.door import fit_data, sampling_of
 
-BACKENDS = [row["name"] for row in fb.backends() if row["available"]]
+BACKENDS = [row["name"] for row in fb.backends() if row["available"] and row["device"] == "cpu"]
 
 
 def data(rows: int = 200):

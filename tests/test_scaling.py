@@ -11,7 +11,7 @@ import fastbatch as fb
 from fastbatch.data.scaling import standardization
 from fastbatch.data.splits import validation_split
 
-BACKENDS = [row["name"] for row in fb.backends() if row["available"]]
+BACKENDS = [row["name"] for row in fb.backends() if row["available"] and row["device"] == "cpu"]
 ROWS, WIDTH = 53, 19
 
 

@@ -81,7 +81,7 @@ LAYOUTS = {
     "swapped": swapped,
 }
 
-BACKENDS = [row["name"] for row in fb.backends() if row["available"]]
+BACKENDS = [row["name"] for row in fb.backends() if row["available"] and row["device"] == "cpu"]
 
 
 def trained(x, y, backend: str, shuffle: bool = True) -> fb.Trainer:

@@ -17,7 +17,12 @@ _TABLE = {
     "c": ("native", "Native", "cpu", "a compiler was missing at installation, or the package was not built in place"),
     "numba": ("numba_cpu", "Numba", "cpu", "pip install 'fastbatch[numba]'"),
     "reference": ("reference", "Reference", "cpu", ""),
+    "cuda": ("cuda", "Cuda", "gpu", "pip install 'fastbatch[cuda]'"),
 }
+
+# Flops of a training row from which "auto" takes a GPU: layers of some 1000 units. Below, a step on it is mostly
+# launches, and a CPU with many cores may be as fast.
+DEVICE_FLOPS = 10_000_000
 
 _loaded: dict[str, Backend | str] = {}
 _requested: str | None = None
@@ -77,8 +82,8 @@ def default_name() -> str:
     return _requested or _check_name(os.environ.get("FASTBATCH_BACKEND") or "auto")
 
 
-def select(name: str, plan: Plan) -> Backend:
-    """The backend for `plan`.
+def select(name: str, plan: Plan, training: bool = True) -> Backend:
+    """The backend for `plan`, which "auto" runs on a GPU where that is sure to pay: large networks, in training.
 
     Raises
     ------
@@ -98,6 +103,10 @@ def select(name: str, plan: Plan) -> Backend:
         return backend
     if os.environ.get("FASTBATCH_TARGET"):
         get("c")  # a target was asked for: without it an error, not another backend
+    elif training and plan.flops_per_row >= DEVICE_FLOPS:
+        found = _load("cuda")
+        if not isinstance(found, str) and found.is_real and found.supports(plan) is None:  # type: ignore[attr-defined]
+            return found
     # one after the other: Numba takes half a second to import
     candidates = (found for found in map(_load, _TABLE) if not isinstance(found, str))
     chosen = next(backend for backend in candidates if backend.supports(plan) is None)

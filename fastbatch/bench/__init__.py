@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from .command import bench
 from .contestants import CONTESTANTS
+from .gpu import bench_gpu
 from .harness import measure, verify
 from .machine import machine
 from .workloads import WORKLOADS, Workload
 
-__all__ = ["CONTESTANTS", "WORKLOADS", "Workload", "bench", "machine", "measure", "verify"]
+__all__ = ["CONTESTANTS", "WORKLOADS", "Workload", "bench", "bench_gpu", "machine", "measure", "verify"]

@@ -33,6 +33,13 @@ TURN = 0.03
 SHARED_FLOPS = 10**6
 
 
+def wall(call: Callable[[], object]) -> float:
+    """Seconds of a call, by the clock on the wall."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
 def verify(contestant: type[Contestant], workload: Workload, steps: int = VERIFIED_STEPS) -> None:
     """Two short epochs must give the losses that the reference backend gives on the same batches.
 
@@ -75,7 +82,7 @@ class _Entrant:
                 run.epoch()  # compiles, allocates, warms the caches
                 self.times[threads] = []
 
-    def sample(self) -> None:
+    def sample(self, clock: Callable[[Callable[[], object]], float]) -> None:
         """One more turn at each thread count; one that was twice as slow as another from the start gets no more."""
         if all(self.times.values()):
             best = min(times[0] for times in self.times.values())
@@ -86,11 +93,8 @@ class _Entrant:
                 time.sleep(0.01)  # helpers of the one before stop spinning
                 turn = time.perf_counter()
                 while True:  # short epochs several times: the first finds the caches full of the one before
-                    start = time.perf_counter()
-                    run.epoch()
-                    end = time.perf_counter()
-                    self.times[threads].append(1e6 * (end - start) / self.steps)
-                    if end - turn > TURN:
+                    self.times[threads].append(1e6 * clock(run.epoch) / self.steps)
+                    if time.perf_counter() - turn > TURN:
                         break
 
     def entry(self) -> dict:
@@ -112,6 +116,7 @@ def measure(
     samples: int = 5,
     peaks: dict[str, float] | None = None,
     progress: Callable[[str], None] = lambda text: None,
+    clock: Callable[[Callable[[], object]], float] = wall,
 ) -> dict:
     """Times every contestant on one workload.
 
@@ -125,6 +130,8 @@ def measure(
         ``machine()["peak_gflops"]``, for the share of the roofline.
     progress : callable
         Is told what happens.
+    clock : callable
+        Seconds that a call takes.
 
     Returns
     -------
@@ -149,7 +156,7 @@ def measure(
         progress(f"sample {sample + 1} of {samples}")
         for name, entrant in list(entrants.items()):
             try:
-                entrant.sample()
+                entrant.sample(clock)
             except Exception as error:
                 entries[name] = {"error": _reason(error)}
                 del entrants[name]

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from .. import checks, ops
+from ..arrays import DeviceRows
 from ..data.scaling import standardization
 from ..data.splits import validation_split as split_rows
-from ..errors import ArgumentError, BusyError, DataError, did_you_mean
+from ..errors import ArgumentError, BusyError, DataError, ShapeError, did_you_mean
 from ..model import Sequential
 from ..protocol import Feed, Lock
 from .callbacks import Callback, bar_for
@@ -80,9 +81,21 @@ def inputs_of(model: Sequential, x, where: str = "x", empty: bool = False) -> Ar
 
 
 def data_of(
-    model: Sequential, loss: ops.Loss, x, y, weight, names: tuple[str, str, str] = ("x", "y", "sample_weight")
+    model: Sequential,
+    loss: ops.Loss,
+    x,
+    y,
+    weight,
+    names: tuple[str, str, str] = ("x", "y", "sample_weight"),
+    on_device: bool = False,
 ) -> Data:
-    inputs = inputs_of(model, x, names[0])
+    """`on_device` says that x may lie in the memory of a GPU."""
+    if on_device and hasattr(x, "__cuda_array_interface__"):
+        inputs: Any = DeviceRows(x, names[0])
+        if not len(inputs) or inputs.shape[1] != model.input_size:
+            raise ShapeError(f"{names[0]}: expected shape (n, {model.input_size}) on the device, got {inputs.shape}")
+    else:
+        inputs = inputs_of(model, x, names[0])
     targets = checks.as_targets(y, loss, len(inputs), model.output_size, model.dtype, names[1])
     return Data(inputs, *checks.leave_out(targets, checks.as_weight(weight, len(inputs), names[2]), loss))
 
@@ -132,9 +145,10 @@ def fit_data(
     validation_split: float,
     class_weight: dict[int, float] | str | None,
     check_finite: bool,
+    on_device: bool = False,
 ) -> FitData:
-    """The data of :meth:`fastbatch.Trainer.fit`, checked and split."""
-    given = data_of(model, loss, X, y, sample_weight, ("X", "y", "sample_weight"))
+    """The data of :meth:`fastbatch.Trainer.fit`, checked and split; rows on a device are not looked at."""
+    given = data_of(model, loss, X, y, sample_weight, ("X", "y", "sample_weight"), on_device)
     data = FitData(given, len(given.x), None)
     if validation_data is not None:
         data.validation = _validation(model, loss, validation_data, validation_split)
@@ -150,7 +164,8 @@ def fit_data(
         if data.validation is not None:
             data.validation.weigh(checks.class_factors(table, data.validation.y, loss, "validation y"))
     if check_finite:
-        checks.check_finite(given.x, "X", X, model.dtype)
+        if not isinstance(given.x, DeviceRows):
+            checks.check_finite(given.x, "X", X, model.dtype)
         checks.check_finite(given.y, "y", y)
         checks.check_finite(model.parameters, "model.parameters")
         if data.validation is not None:
@@ -208,6 +223,8 @@ def fingerprint(data: FitData, dtype: str) -> Fingerprint:
 def _print(array: Array | None, dtype: str | None) -> tuple[tuple[int, ...], str, str] | None:
     if array is None:
         return None
+    if isinstance(array, DeviceRows):
+        return array.shape, array.dtype.str, "on a device"
     sample = array
     for axis, most in enumerate((SAMPLE_ROWS, SAMPLE_COLUMNS)[: array.ndim]):
         if array.shape[axis] > most:

@@ -342,7 +342,7 @@ class Fit:
                     f"resume: expected outputs {dtype} {shape} of the running epoch, "
                     f"got {self.outputs.dtype} {self.outputs.shape}"
                 )
-        feed.outputs, feed.noise = self.outputs, self.settings.noise
+        feed.outputs, feed.noise, feed.same = self.outputs, self.settings.noise, data
         if self.settings.mixup is not None:
             rows = np.minimum(feed.batch, feed.rows - feed.batch * np.arange(feed.steps))
             feed.mix = ops.random.mixing(self.settings.mixup, rows, trainer.seed, self.order_epoch)

@@ -411,7 +411,8 @@ class Trainer(Steps):
                 as_plain(batch_size), epochs, shuffle, drop_last, validation_split, class_weight, check_finite,
                 micro_batch_size, max_steps, max_time, augment, sampling,
             )  # fmt: skip
-            data = fit_data(self.model, self.loss, self.seed, X, y, sample_weight, validation_data, **settings.of_data)
+            given = self.model, self.loss, self.seed, X, y, sample_weight, validation_data
+            data = fit_data(*given, **settings.of_data, on_device=self.backend == "cuda")
             if self._fit is not None and self._fit.running:
                 raise ArgumentError(
                     "fit: expected a fit that has ended, got one that is running: its callbacks may step"
@@ -483,7 +484,8 @@ class Trainer(Steps):
             if self._fit.finished:
                 return self._fit.history
             settings = self._fit.settings
-            data = fit_data(self.model, self.loss, self.seed, X, y, sample_weight, validation_data, **settings.of_data)
+            given = self.model, self.loss, self.seed, X, y, sample_weight, validation_data
+            data = fit_data(*given, **settings.of_data, on_device=self.backend == "cuda")
             data.cumulative = sampling_of(self.model, self.loss, data, settings.sampling, settings.shuffle)
             self._fit.check(self, data)
             return self._fit.run(self, data, hooks_of(callbacks, verbose))

@@ -52,6 +52,8 @@ class Steps:
     Memory is for the largest batch seen so far. `threads_used` is that of the last run.
     """
 
+    tile_rows = 1
+
     def __init__(self, plan: Plan, state: State, num_threads: int | None) -> None:
         self.plan, self.state, self.num_threads = plan, state, num_threads
         self.threads_used = 1
@@ -203,3 +205,7 @@ class Steps:
         self._walk(entries.UPDATE, 1)
         if f["status"] != OK:
             raise DivergenceError.at("gradient", float(np.abs(gradient).max()) * scale, int(self.state.steps[0]))
+
+    def predict(self, x: Array, out: Array) -> bool:
+        """See :meth:`fastbatch.protocol.Steps.predict`."""
+        return False

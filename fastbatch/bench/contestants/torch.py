@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,6 +18,7 @@ __all__ = ["TorchEager"]
 class TorchEager(Contestant):
     key, name, library = "torch", "PyTorch eager", "torch"
     color = "#dd8452"
+    device: ClassVar[str] = "cpu"
 
     def __init__(self, workload: Workload, X: np.ndarray, y: np.ndarray) -> None:
         import torch
@@ -35,7 +37,7 @@ class TorchEager(Contestant):
             "silu": nn.SiLU,
         }
         self.torch, self.batch = torch, workload.batch
-        self.X, self.y = torch.from_numpy(X), torch.from_numpy(y)
+        self.X, self.y = torch.from_numpy(X).to(self.device), torch.from_numpy(y).to(self.device)
         modules: list[nn.Module] = []
         with torch.no_grad():
             for w, b in workload.init():
@@ -43,7 +45,7 @@ class TorchEager(Contestant):
                 linear.weight.copy_(torch.from_numpy(w.T))
                 linear.bias.copy_(torch.from_numpy(b))
                 modules += [linear, activations[workload.act]()]
-        model = nn.Sequential(*modules[:-1])
+        model = nn.Sequential(*modules[:-1]).to(self.device)
         criterion = nn.CrossEntropyLoss() if workload.loss == "ce" else nn.MSELoss()
         optimizer = torch.optim.SGD if workload.opt == "sgd" else torch.optim.Adam
         self.optimizer = optimizer(model.parameters(), lr=workload.lr, fused=True)
@@ -57,7 +59,7 @@ class TorchEager(Contestant):
         return nullcontext()
 
     def epoch(self) -> float:
-        self.order, total = self.torch.randperm(len(self.X)), 0.0
+        self.order, total = self.torch.randperm(len(self.X), device=self.device), 0.0
         for rows in self.order.split(self.batch):
             self.optimizer.zero_grad(set_to_none=True)
             loss = self.loss(self.X[rows], self.y[rows])
@@ -67,4 +69,4 @@ class TorchEager(Contestant):
         return float(total) * self.batch / len(self.order)
 
     def last_order(self) -> np.ndarray:
-        return self.order.numpy()
+        return self.order.cpu().numpy()

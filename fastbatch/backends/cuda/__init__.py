@@ -1,0 +1,86 @@
+"""The cuda backend: kernels that numba-cuda compiles for an NVIDIA GPU, and steps that stay there."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ... import ops
+from ...errors import BackendError
+from ...plan import Plan
+from ...protocol import Program, State, Sums
+from .. import scalars
+from . import kernels, shim, shuffle
+from .steps import Steps
+
+__all__ = ["Cuda"]
+
+Array = np.ndarray
+
+
+class Cuda:
+    """The device is the driver's current one; `is_real` is False in the simulator."""
+
+    name = "cuda"
+
+    def __init__(self) -> None:
+        reason = shim.missing()
+        if reason is not None:
+            raise BackendError(reason)
+        self.device, self.is_real = shim.described(), not shim.SIMULATED
+
+    def supports(self, plan: Plan) -> str | None:
+        if plan.precision == "bf16":
+            return "precision bf16 lives in the c backend"
+        where = "fastbatch/backends/scalars"
+        for stage in plan.stages:
+            if stage.norm is not None:
+                return "LayerNorm and BatchNorm have no kernels for the device; backend 'c' has them"
+            if stage.activation.formula is None and stage.activation.name not in scalars.ACTIVATIONS:
+                return f"activation {stage.activation.name!r} has no row in {where}/activations.py"
+        if plan.loss.formula is None and plan.loss.name not in {*scalars.ELEMENT_LOSSES, *scalars.ROW_LOSSES}:
+            return f"loss {plan.loss.name!r} has no row in {where}/losses.py"
+        if plan.optimizer.formula is None and plan.optimizer.rule not in scalars.OPTIMIZERS:
+            return f"optimizer rule {plan.optimizer.rule!r} has no row in {where}/optimizers.py"
+        if plan.sums_objective:
+            return "the objective of semantics='sklearn' has no kernel for the device; backend 'c' has one"
+        for formula in (
+            *(stage.activation.formula for stage in plan.stages),
+            plan.loss.formula,
+            plan.optimizer.formula,
+        ):
+            if formula is not None:
+                return f"{formula.name!r} is compiled for the CPU; backends 'c' and 'numba' run it"
+        return None
+
+    def dense_forward(
+        self, x: Array, w: Array, b: Array | None, activation: ops.Activation, a: Array, z: Array | None
+    ) -> None:
+        kernels.dense_forward(x, w, b, activation, a, z)
+
+    def dense_backward(
+        self,
+        da: Array,
+        x: Array,
+        w: Array,
+        saved: Array | None,
+        activation: ops.Activation,
+        dw: Array,
+        db: Array | None,
+        dx: Array | None,
+    ) -> None:
+        kernels.dense_backward(da, x, w, saved, activation, dw, db, dx)
+
+    def loss(self, a: Array, y: Array, loss: ops.Loss, weight: Array | None, da: Array) -> Sums:
+        return kernels.loss(a, y, loss, weight, da)
+
+    def update(self, optimizer: ops.Optimizer, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
+        kernels.update(optimizer, p, g, slots, t, lr)
+
+    def permutation(self, n: int, seed: int, epoch: int) -> Array:
+        return shuffle.permutation(n, seed, epoch)
+
+    def program(self, plan: Plan, state: State, num_threads: int | None) -> Program | None:
+        return None
+
+    def steps(self, plan: Plan, state: State, num_threads: int | None) -> Steps:
+        return Steps(plan, state)

@@ -1,0 +1,134 @@
+"""The only file that imports numba-cuda, so that its successor can be put in its place.
+
+Kernels are Python functions that name `cuda` of this module; they run on a device, or in the simulator where
+NUMBA_ENABLE_CUDASIM is 1, as Python threads. Numba's own `numba.cuda` is deprecated: without the package there is an
+ImportError, although that module could be imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba_cuda  # noqa: F401  puts itself in the place of numba.cuda
+import numpy as np
+from numba import cuda
+from numba.cuda.core import config
+
+from ...errors import BackendError
+
+__all__ = [
+    "SIMULATED", "Graph", "as_device", "cuda", "described",
+    "event", "free_bytes", "guarded", "inner", "is_on_device", "kernel",
+    "missing", "stream",
+]  # fmt: skip
+
+SIMULATED = bool(config.ENABLE_CUDASIM)
+# Kernels of one block, such as the decision about an update, are no oversight; Numba would warn at each launch.
+config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
+_SIMULATED_ARRAY = type(cuda.to_device(np.zeros(1))) if SIMULATED else ()
+
+
+def kernel(function: Callable) -> Any:
+    """`function` as a kernel: compiled when it is launched first, for the types that it is given."""
+    return cuda.jit(function)
+
+
+def inner(function: Callable) -> Any:
+    """`function` for kernels to call."""
+    return cuda.jit(device=True)(function)
+
+
+def missing() -> str | None:
+    """None, or what keeps kernels from running here and what to do about it."""
+    if SIMULATED:
+        return None
+    from numba.cuda.cudadrv.driver import driver
+
+    if not driver.is_available:
+        reason = " ".join(str(driver.initialization_error).split())
+        return f"{reason} (install NVIDIA's driver, r525 or newer, and see that nvidia-smi lists the GPU)"
+    try:
+        count = len(cuda.gpus)
+    except Exception as error:  # the driver's own errors have no common base
+        return f"the driver found no usable GPU: {error} (see that nvidia-smi lists it, and CUDA_VISIBLE_DEVICES)"
+    if not count:
+        return "the driver found no GPU (see that nvidia-smi lists it, and CUDA_VISIBLE_DEVICES)"
+    major, minor = cuda.get_current_device().compute_capability
+    if major < 7:
+        return f"the GPU has compute capability {major}.{minor}, kernels are for 7.0 and newer"
+    return None
+
+
+def described() -> str:
+    """The device by name."""
+    if SIMULATED:
+        return "the simulator of numba-cuda, for tests"
+    device = cuda.get_current_device()
+    name = device.name.decode() if isinstance(device.name, bytes) else device.name
+    return f"{name}, {cuda.current_context().get_memory_info().total / 2**30:.0f} GiB"
+
+
+def free_bytes() -> int:
+    """Memory of the device that nobody has taken."""
+    return 1 << 34 if SIMULATED else int(cuda.current_context().get_memory_info().free)
+
+
+def is_on_device(array: Any) -> bool:
+    """Whether these numbers lie in memory of the device."""
+    return hasattr(array, "__cuda_array_interface__") or isinstance(array, _SIMULATED_ARRAY)
+
+
+def as_device(array: Any) -> Any:
+    """The numbers of such an array as kernels take them: no copy."""
+    return array if isinstance(array, _SIMULATED_ARRAY) else cuda.as_cuda_array(array)
+
+
+def stream() -> Any:
+    """A queue of launches and copies."""
+    return cuda.stream()
+
+
+def event() -> Any:
+    """A place in a queue that another one can wait for."""
+    return cuda.event() if SIMULATED else cuda.event(timing=False)
+
+
+class Graph:
+    """Launches that were recorded once, and are repeated by one call each time.
+
+    Parameters
+    ----------
+    record : callable
+        ``record(stream)`` launches kernels that have run before: nothing may be compiled while it is recorded.
+    """
+
+    def __init__(self, record: Callable[[Any], None]) -> None:
+        from cuda.core import Device
+
+        device = Device()
+        device.set_current()
+        builder = device.create_graph_builder()
+        builder.begin_building()
+        try:
+            record(builder)
+        except BaseException:
+            builder.end_building()
+            raise
+        self._graph = builder.end_building().complete()
+
+    def launch(self, queue: Any) -> None:
+        """Once more, behind what is in the `queue`."""
+        from cuda.core import Stream
+
+        self._graph.launch(Stream.from_handle(int(queue)))
+
+
+def guarded(what: str, nbytes: int) -> None:
+    """BackendError where the device has no room for `nbytes` more."""
+    free = free_bytes()
+    if nbytes > free:
+        raise BackendError(
+            f"backend 'cuda': expected {nbytes / 2**20:.0f} MiB of device memory for {what}, got {free / 2**20:.0f} "
+            "MiB that are free; take smaller batches or micro_batch_size=, or end what else runs there"
+        )

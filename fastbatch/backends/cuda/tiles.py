@@ -1,0 +1,223 @@
+"""Products of matrices: a block of threads makes a tile of the result from panels in shared memory.
+
+Every output is summed in one chain over k in ascending order, in registers, by one thread: no bit depends on the tile.
+Of a weight gradient the chain begins anew every `TILE_ROWS` rows, and the sums of these stretches are added in their
+order, whether one block makes all of them or each has a block of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import scalars
+from .shim import SIMULATED, cuda, inner, kernel
+
+__all__ = [
+    "FORWARD", "INPUT", "LARGE", "SMALL", "TILE_ROWS", "WEIGHT", "Tile", "forward", "input_gradient", "tile_of",
+    "weight_gradient",
+]  # fmt: skip
+
+
+class Tile(NamedTuple):
+    """A block makes rows x columns outputs, `depth` of k at a time; a thread `high` x `wide` of them."""
+
+    rows: int
+    columns: int
+    depth: int
+    high: int
+    wide: int
+
+    @property
+    def threads(self) -> tuple[int, int]:
+        return self.columns // self.wide, self.rows // self.high
+
+    @property
+    def panels(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Shapes of the panels in shared memory; one more than the tile, or threads down a column meet in one bank."""
+        return (self.depth, self.rows + 1), (self.depth, self.columns + 1)
+
+    def grid(self, rows: int, columns: int) -> tuple[int, int]:
+        return -(-columns // self.columns), -(-rows // self.rows)
+
+
+# In the simulator a thread of a block is one of Python's, which takes about a millisecond: tiles of four.
+SMALL = Tile(4, 4, 4, 2, 2) if SIMULATED else Tile(32, 32, 32, 2, 2)
+LARGE = Tile(6, 4, 3, 3, 2) if SIMULATED else Tile(128, 64, 16, 8, 4)
+# Rows of a batch that add up to one stretch of a sum.
+TILE_ROWS = 8 if SIMULATED else 128
+
+FORWARD, INPUT, WEIGHT = range(3)  # kinds of products
+
+
+@cache
+def forward(dtype: str, tile: Tile, activation: str) -> Any:
+    """``kernel(frame, stages, m, i, at, False, False)``: a = activation(x w + b), and z where it is kept."""
+    return _product(dtype, tile, FORWARD, scalars.ACTIVATIONS[activation][0])
+
+
+@cache
+def input_gradient(dtype: str, tile: Tile, activation: str) -> Any:
+    """``kernel(frame, stages, m, i, at, False, False)``: dz of the stage below stage i, whose activation is given.
+
+    With "identity" that is the gradient of what the stage below hands up.
+    """
+    return _product(dtype, tile, INPUT, scalars.ACTIVATIONS[activation][1])
+
+
+@cache
+def weight_gradient(dtype: str, tile: Tile) -> Any:
+    """``kernel(frame, stages, m, i, at, add, apart)``: dw and db of stage i.
+
+    They are written to `gradient`, or added to it. With `apart` block z makes the sums of the z-th stretch of rows, and
+    leaves them in `partial`.
+    """
+    return _product(dtype, tile, WEIGHT, scalars.ACTIVATIONS["identity"][0])
+
+
+def _product(dtype: str, tile: Tile, kind: int, function: Callable) -> Any:
+    one_tile = tile_of(dtype, tile, kind, function)
+    tile_rows, tile_columns = tile.rows, tile.columns
+    real = np.dtype(dtype).type
+    of_a, of_b = tile.panels
+
+    def product(frame, stages, m, i, at, add, apart):
+        f, s = frame[0], stages[i]
+        if f["status"] != 0:
+            return
+        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
+        row0, column0 = cuda.blockIdx.y * tile_rows, cuda.blockIdx.x * tile_columns
+        a = cuda.shared.array(of_a, real)
+        b = cuda.shared.array(of_b, real)
+        if kind != WEIGHT:
+            one_tile(stages, m, a, b, i, 0, rows, row0, column0, 0, False)
+        elif apart:
+            begin, to = cuda.blockIdx.z * TILE_ROWS, f["partial"] + cuda.blockIdx.z * f["count"] + s["w"]
+            if begin < rows:
+                one_tile(stages, m, a, b, i, begin, min(rows, begin + TILE_ROWS), row0, column0, to, False)
+        else:
+            for begin in range(0, rows, TILE_ROWS):
+                end = min(rows, begin + TILE_ROWS)
+                one_tile(stages, m, a, b, i, begin, end, row0, column0, f["gradient"] + s["w"], add or begin > 0)
+
+    return kernel(product)
+
+
+def tile_of(dtype: str, tile: Tile, kind: int, function: Callable) -> Any:
+    """``inner(stages, m, a, b, i, first, last, row0, column0, to, add)``: the outputs of a tile, by a block's threads.
+
+    Rows `first` to `last` of a piece are those of the result, or are summed over. A weight gradient is written to `to`
+    in m, or added to what is there. `a` and `b` are room for the panels.
+    """
+    real = np.dtype(dtype).type
+    zero, one = real(0), real(1)
+    high, wide, depth = tile.high, tile.wide, tile.depth
+    across, down = tile.threads
+    threads = across * down
+    tile_rows, tile_columns = tile.rows, tile.columns
+    of_a, of_b = -(-tile_rows * depth // threads), -(-tile_columns * depth // threads)
+
+    @inner
+    def one_tile(stages, m, a, b, i, first, last, row0, column0, to, add):
+        s = stages[i]
+        inputs, outputs = s["inputs"], s["outputs"]
+        x, w, dy = s["x"], s["w"], s["dy"]
+        begin = 0
+        if kind == FORWARD:
+            M, N, end = last, outputs, inputs
+        elif kind == INPUT:
+            M, N, end = last, inputs, outputs
+        else:
+            M, N, begin, end = inputs + (1 if s["b"] >= 0 else 0), outputs, first, last
+        tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
+        t = ty * across + tx
+        a_next = cuda.local.array(of_a, real)
+        b_next = cuda.local.array(of_b, real)
+        sums = cuda.local.array((high, wide), real)
+        for r in range(high):
+            for c in range(wide):
+                sums[r, c] = zero
+        for k0 in range(begin - depth, end, depth):
+            ahead = k0 + depth
+            if k0 >= begin:
+                for j in range(of_a):
+                    e = t + j * threads
+                    if e < tile_rows * depth:
+                        if kind == WEIGHT:
+                            a[e // tile_rows, e % tile_rows] = a_next[j]
+                        else:
+                            a[e % depth, e // depth] = a_next[j]
+                for j in range(of_b):
+                    e = t + j * threads
+                    if e < tile_columns * depth:
+                        if kind == INPUT:
+                            b[e % depth, e // depth] = b_next[j]
+                        else:
+                            b[e // tile_columns, e % tile_columns] = b_next[j]
+                cuda.syncthreads()
+            if ahead < end:  # on their way while the panels before are multiplied
+                for j in range(of_a):
+                    e = t + j * threads
+                    v = zero
+                    if kind == WEIGHT:
+                        k, r = ahead + e // tile_rows, row0 + e % tile_rows
+                        if k < end and r < inputs:
+                            v = m[x + k * inputs + r]
+                        elif k < end and r < M:
+                            v = one
+                    else:
+                        k, r = ahead + e % depth, row0 + e // depth
+                        if k < end and r < M:
+                            v = m[(x if kind == FORWARD else dy) + r * end + k]
+                    a_next[j] = v
+                for j in range(of_b):
+                    e = t + j * threads
+                    v = zero
+                    if kind == INPUT:
+                        k, c = ahead + e % depth, column0 + e // depth
+                        if k < end and c < N:
+                            v = m[w + c * end + k]
+                    else:
+                        k, c = ahead + e // tile_columns, column0 + e % tile_columns
+                        if k < end and c < N:
+                            v = m[(w if kind == FORWARD else dy) + k * N + c]
+                    b_next[j] = v
+            if k0 >= begin:
+                for k in range(depth):
+                    for r in range(high):
+                        for c in range(wide):
+                            sums[r, c] += a[k, ty + r * down] * b[k, tx + c * across]
+                cuda.syncthreads()
+        if kind == FORWARD:
+            to = s["a"]
+        elif kind == INPUT:
+            to = stages[i - 1]["dy"]
+        for r in range(high):
+            for c in range(wide):
+                row, column = row0 + ty + r * down, column0 + tx + c * across
+                if row < M and column < N:
+                    v, place = sums[r, c], to + row * N + column
+                    if kind == FORWARD and s["b"] >= 0:
+                        v += m[s["b"] + column]
+                    m[place] = m[place] + v if add else v
+        if kind == WEIGHT:
+            return
+        # by itself: with a long function in it LLVM leaves the loop above, and with it the sums in local memory
+        kept = s["z"] if kind == FORWARD else stages[i - 1]["saved"]
+        for r in range(high):
+            for c in range(wide):
+                row, column = row0 + ty + r * down, column0 + tx + c * across
+                if row < M and column < N:
+                    place = row * N + column
+                    v = m[to + place]
+                    if kind == FORWARD:
+                        if kept >= 0:
+                            m[kept + place] = v
+                        m[to + place] = function(v)
+                    elif kept >= 0:
+                        m[to + place] = v * function(m[kept + place])
+
+    return one_tile
