@@ -359,13 +359,18 @@ def test_an_exploding_fit_ends_in_divergence(backend):
     assert len(trainer.history["loss"]) == len(values)
 
 
+# e = 1e18: the loss e^2 = 1e36 is finite in float32, the gradient x * e = 1e43 is not. And by its weight a small sum
+# becomes a gradient of 9.9e18 * 2 * 1.8e19
+@pytest.mark.parametrize(
+    ("rows", "value", "target", "weight"), [(4, 1e25, 1e18, 1), (1, 1e25, 1e18, 1), (1, 9.9e18, 1.8e19, 1e-10)]
+)
 @backends
-def test_a_gradient_that_overflows_under_a_finite_loss(backend):
-    # e = 1e18: the loss e^2 = 1e36 is finite in float32, the gradient x * e = 1e43 is not
+def test_a_gradient_that_overflows_under_a_finite_loss(backend, rows, value, target, weight):
     trainer = fb.Trainer(fb.MLP([1, 1], init="zeros"), "mse", "sgd", backend=backend)
-    x, y = np.full((4, 1), 1e25, np.float32), np.full((4, 1), 1e18, np.float32)
+    x, y = np.full((rows, 1), value, np.float32), np.full((rows, 1), target, np.float32)
+    w = np.full(rows, weight)
     twin = copy.deepcopy(trainer)
-    for call in (lambda: trainer.step(x, y), lambda: trainer.fit(x, y)):
+    for call in (lambda: trainer.step(x, y, sample_weight=w), lambda: trainer.fit(x, y, sample_weight=w)):
         with pytest.raises(fb.DivergenceError, match=r"gradient: expected a finite number, got .*inf.* at step 1"):
             call()
         assert_same_bits(trainer.model.parameters, twin.model.parameters)
