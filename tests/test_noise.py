@@ -176,8 +176,8 @@ def test_the_order_of_rows_does_not_matter(rng):
     one, other = noise_scale(trainer, x, y, SIZE), noise_scale(trainer, x[order], y[order], SIZE)
     assert one.trace == pytest.approx(other.trace, rel=1e-12)
     assert one.squared_norm == pytest.approx(other.squared_norm, rel=1e-12)
-    larger = noise_scale(trainer, x, y, 3)
-    assert one.noise_scale == pytest.approx(larger.noise_scale, rel=1e-10)
+    smaller = noise_scale(trainer, x, y, 3)
+    assert one.noise_scale == pytest.approx(smaller.noise_scale, rel=1e-10)
 
 
 def test_every_row_k_times():
@@ -407,6 +407,13 @@ def test_half_frozen_norms_are_refused():
     assert (trainer.steps, trainer.epochs) == (0, 0)
 
 
+def test_nothing_is_trained():
+    x, y = make_data(n=ROWS)
+    trainer = make_trainer(sizes=(5, 6, 4), optimizer=fb.SGD(0.1, frozen=(0, 1)))
+    with pytest.raises(fb.ArgumentError, match="expected parameters to train, got an optimizer that freezes all"):
+        noise_scale(trainer, x, y, SIZE)
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -471,6 +478,7 @@ def test_what_is_not_finite_is_left_out(found):
     assert first["size"] == 8
     assert math.isnan(ratio(first["trace"], first["squared_norm"]))
     assert follow(NoiseScale(), first, 1, (100.0, 1.0), 1)["trace"] == 100.0
+    assert follow(NoiseScale(), {**first, "size": 32}, 1, found, 1)["size"] == 32
 
 
 def test_sizes_move_by_one_step_either_way_and_not_for_little():
@@ -491,7 +499,6 @@ def test_when_it_is_measured():
     assert rows_of(NoiseScale(rows=50), 40) == 40
     every = {n: next(e for e in range(1, 99) if due(policy, {"epoch": 0}, e, n)) for n in (1400, 8192, 16384, 41_000)}
     assert every == {1400: 5, 8192: 5, 16384: 3, 41_000: 1}
-    assert due(policy, None, 5, 1400)
     assert not due(NoiseScale(every=3), {"epoch": 5}, 7, 10**6)
     assert due(NoiseScale(every=3), {"epoch": 5}, 8, 100)
 
@@ -587,6 +594,20 @@ def test_a_fit_that_diverges_says_so_as_ever():
     trainer.model.parameters[:] = 1e25
     with pytest.raises(fb.DivergenceError, match="at step 1"):
         trainer.fit(x, y, batch_size="noise")
+
+
+@pytest.mark.parametrize("policies", [(8, 32, 64, 128), (64, 64, 8, 32)], ids=["up", "down"])
+def test_sizes_are_the_policys_before_its_first_measurement(policies):
+    x, y = make_data(n=600)
+    trainer, made = make_trainer(), []
+    hook = fb.LambdaCallback(on_chunk_end=lambda steps, logs: made.append(getattr(trainer._program, "_rows", None)))
+    first, second = NoiseScale(min=policies[0], max=policies[1]), NoiseScale(min=policies[2], max=policies[3])
+    trainer.fit(x, y, batch_size=first)
+    measured = dict(trainer._noise)
+    history = trainer.fit(x, y, batch_size=second, epochs=3, callbacks=[hook])
+    assert trainer._noise["epoch"] == measured["epoch"]  # none was due
+    assert history["batch_size"] == [min(max(measured["size"], second.min), second.max)] * 3 != [measured["size"]] * 3
+    assert len(set(made)) == 1
 
 
 def test_memory_is_made_once():

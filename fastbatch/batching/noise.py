@@ -18,7 +18,9 @@ from .moments import add_batch, add_rows, interval, moments, quantile, square, s
 if TYPE_CHECKING:
     from ..training import Trainer
 
-__all__ = ["NoiseEstimate", "NoiseScale", "as_state", "due", "follow", "measure", "noise_scale", "ratio", "rows_of"]
+__all__ = [
+    "NoiseEstimate", "NoiseScale", "as_state", "due", "follow", "measure", "noise_scale", "ratio", "rows_of", "within",
+]  # fmt: skip
 
 Array = np.ndarray
 
@@ -116,7 +118,8 @@ def noise_scale(
     Raises
     ------
     ArgumentError
-        For a number out of range, fewer than 8 batches, and norm layers of which only some tensors are frozen.
+        For a number out of range, fewer than 8 batches, norm layers of which only some tensors are frozen, and where
+        nothing is trained.
     ShapeError, DTypeError, DataError, BusyError
     DivergenceError
         When a gradient is not finite.
@@ -127,6 +130,8 @@ def noise_scale(
     """
     if not hasattr(trainer, "_program"):
         raise ArgumentError(f"noise_scale: expected a Trainer, got {type(trainer).__name__}")
+    if not trainer._plan.segments:
+        raise ArgumentError("noise_scale: expected parameters to train, got an optimizer that freezes all of them")
     size = checks.count("noise_scale: batch_size", batch_size)
     level = as_float(level)
     if not 0 < level < 1:
@@ -264,10 +269,8 @@ def rows_of(policy: NoiseScale, total: int) -> int:
     return min(policy.rows or min(ROWS, max(total // 8, 2)), total)
 
 
-def due(policy: NoiseScale, state: State | None, epoch: int, total: int) -> bool:
-    """Whether `epoch`, of so many rows, begins with a measurement."""
-    if state is None:
-        return True
+def due(policy: NoiseScale, state: State, epoch: int, total: int) -> bool:
+    """Whether `epoch`, of so many rows, begins with a measurement, where there has been one."""
     every = policy.every or -(-SHARE * rows_of(policy, total) // total)
     return epoch - state["epoch"] >= every
 
@@ -287,13 +290,18 @@ def follow(policy: NoiseScale, state: State | None, epoch: int, found: tuple[flo
 
 
 def _size(policy: NoiseScale, size: int | None, wanted: float) -> int:
-    if size is None or math.isnan(wanted):
-        start = policy.min if math.isnan(wanted) else min(max(wanted, policy.min), policy.max)
-        size = size or policy.min * 2 ** round(math.log2(start / policy.min))
+    if size is None:
+        start = policy.min if math.isnan(wanted) else within(policy, wanted)
+        size = policy.min * 2 ** round(math.log2(start / policy.min))
     elif wanted > 2**0.75 * size:
         size *= 2
     elif wanted < 2**-0.75 * size:
         size //= 2
+    return within(policy, size)
+
+
+def within(policy: NoiseScale, size: Any) -> Any:
+    """`size`, or the end of the policy's range where it is beyond."""
     return min(max(size, policy.min), policy.max)
 
 

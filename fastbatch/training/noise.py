@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..batching import NoiseScale
-from ..batching.noise import due, follow, measure, rows_of
+from ..batching.noise import due, follow, measure, rows_of, within
 from ..data.orders import epoch_order
 from ..errors import ArgumentError
 from ..protocol import Feed
@@ -40,8 +40,9 @@ def noise_of(
             "of their own (fb.batching.noise_scale compares batches of two sizes there)"
         )
     visited = data.total if order is None else len(order)
-    if not due(policy, trainer._noise, epoch, visited):
-        return dict(trainer._noise or {})
+    before = trainer._noise
+    if before is not None and not due(policy, before, epoch, visited):
+        return {**before, "size": within(policy, before["size"])}  # which another policy may have left
     population = float(visited)
     if data.cumulative is not None:  # drawn with replacement
         population = math.inf
@@ -53,4 +54,4 @@ def noise_of(
     piece = settings.micro_batch_size or max(policy.max, PIECE)
     rows = Feed(given.x, given.y, given.weight)
     found = measure(trainer._program, trainer._plan, rows, chosen, piece, population)
-    return follow(policy, trainer._noise, epoch, found, trainer.gradient_accumulation_steps)
+    return follow(policy, before, epoch, found, trainer.gradient_accumulation_steps)
