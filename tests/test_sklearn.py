@@ -173,6 +173,22 @@ def test_fits_that_overlap_leave_blas_its_threads():
     assert threads() == before
 
 
+def test_lbfgs_has_one_thread_of_blas_inside(monkeypatch):
+    _, X, y = data("values")
+    controller, inside, gradients = ThreadpoolController(), [], fb.Trainer.gradients
+    if not controller.select(user_api="blas").info():
+        pytest.skip("a BLAS that threadpoolctl does not know")
+
+    def recorded(*args):
+        inside.extend(row["num_threads"] for row in controller.info() if row["user_api"] == "blas")
+        return gradients(*args)
+
+    monkeypatch.setattr(fb.Trainer, "gradients", recorded)
+    with controller.limit(limits=2, user_api="blas"):
+        MLPRegressor(solver="lbfgs", max_iter=2).fit(X, y)
+    assert set(inside) == {1}
+
+
 # -- the contract of scikit-learn ------------------------------------------------------------------------------------
 
 
@@ -400,7 +416,7 @@ def test_a_sparse_x_that_memory_does_not_hold_is_dense_a_batch_at_a_time(monkeyp
     X = scipy.sparse.csc_matrix(np.where(X > 0.5, X, 0))
     dense = clone(estimator).fit(X, y, weight)
     part = MLPClassifier(random_state=0, max_iter=2, batch_size=fb.batching.Grow(16, every=1))
-    parts = [clone(part).fit(X, y).partial_fit(X, y) for _ in range(1)]
+    parts = [clone(part).fit(X, y).partial_fit(X, y)]
     monkeypatch.setattr("fastbatch.sklearn.sparse.DENSE_BYTES", 64)
     monkeypatch.setattr("fastbatch.sklearn.sparse.BLOCK_BYTES", 17 * 6 * 8)
     monkeypatch.setattr(fb.Trainer, "fit", None)
@@ -418,10 +434,52 @@ def test_a_sparse_x_that_memory_does_not_hold_is_dense_a_batch_at_a_time(monkeyp
         assert np.allclose(found.validation_scores_, dense.validation_scores_, rtol=1e-12)
         assert np.allclose(found.validation_loss_curve_, dense.validation_loss_curve_, rtol=1e-12)
     assert np.array_equal(found.predict_proba(X), found.predict_proba(X.toarray()))
-    with pytest.raises(ValueError, match="callbacks: expected none with a sparse X of 0 MiB as a dense array"):
-        MLPClassifier(callbacks=[fb.LambdaCallback()]).fit(X, y)
-    with pytest.raises(ValueError, match="batch_size: expected a number or a schedule with a sparse X"):
-        MLPClassifier(batch_size="noise").fit(X, y)
+
+
+@pytest.mark.parametrize("loss", ["log_loss", fb.losses.CrossEntropy(weight=(0.0, 1.0, 2.0))], ids=["rows", "classes"])
+def test_batches_without_weight_are_in_no_loss(monkeypatch, loss):
+    _, X, y = data("multiclass", 96)
+    order = np.argsort(y)
+    X, y, weight = scipy.sparse.csr_matrix(X[order]), y[order], np.ones(96)
+    if loss == "log_loss":
+        weight[16:32] = 0
+    estimator = MLPClassifier(random_state=0, max_iter=4, batch_size=16, shuffle=False, loss=loss)
+    dense = clone(estimator).fit(X, y, weight)
+    monkeypatch.setattr("fastbatch.sklearn.sparse.DENSE_BYTES", 64)
+    found = clone(estimator).fit(X, y, weight)
+    assert np.allclose(found.loss_curve_, dense.loss_curve_, rtol=1e-12)
+    if loss != "log_loss":
+        for each in (dense, found):
+            each.partial_fit(X[:20], y[:20])
+        assert found.loss_ == dense.loss_ == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"ema": 0.9}, "ema: expected none with a sparse X of 0 MiB as a dense array"),
+        ({"callbacks": (fb.LambdaCallback(),)}, "callbacks: expected none with a sparse X of 0 MiB as a dense array"),
+        ({"batch_size": "noise"}, "batch_size: expected a number or a schedule with a sparse X"),
+        ({"batch_size": fb.batching.NoiseScale()}, "batch_size: expected a number or a schedule with a sparse X"),
+        ({"batch_size": "noise", "norm": "batch"}, "batch_size: expected a number or a schedule with norm='batch'"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_a_refusal_leaves_the_estimator_as_it_was(monkeypatch, method, settings, words):
+    _, X, y = data("multiclass")
+    estimator = MLPClassifier(max_iter=3, norm=settings.get("norm"), warm_start=method == "partial_fit").fit(X, y)
+    before, labels = [w.copy() for w in estimator.coefs_], list(estimator.classes_)
+    if "norm" not in settings:
+        monkeypatch.setattr("fastbatch.sklearn.sparse.DENSE_BYTES", 64)
+        X = scipy.sparse.csr_matrix(X)
+    if method == "partial_fit" and "ema" in settings:
+        words = "expected ema=None"
+    with pytest.raises(ValueError, match=words):
+        getattr(estimator.set_params(**settings), method)(X, np.where(y == "a", "b", y) if method == "fit" else y)
+    assert estimator.n_iter_ == 3
+    assert list(estimator.classes_) == labels
+    assert all(np.array_equal(a, w) for a, w in zip(before, estimator.coefs_))
 
 
 def test_a_sparse_x_is_never_dense_as_a_whole(monkeypatch):
@@ -662,8 +720,6 @@ def test_batches_follow_the_noise_scale(early):
         for each in (twin, again):
             each.partial_fit(X, y)
         assert twin.loss_curve_ == again.loss_curve_
-    with pytest.raises(ValueError, match="expected a model without BatchNorm for a NoiseScale"):
-        MLPClassifier(norm="batch", batch_size="noise").fit(X, y)
 
 
 def test_ema_leaves_the_average_behind():

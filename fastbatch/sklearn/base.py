@@ -151,6 +151,8 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):
         settings.check_parameters(self)
         first = "coefs_" not in self.__dict__ or not self.warm_start
         X, y = self._check_X_y(X, y, first)
+        if self.solver in settings.STOCHASTIC:
+            stochastic.check(self, X, settings.layers_of(self, 1))
         self._learn_y(y, first)
         weight = None if sample_weight is None else _check_sample_weight(sample_weight, X)
         weight = self._weighted(weight, y, learn=True)
@@ -194,6 +196,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):
             weight = None if weight is None else _check_sample_weight(weight, X)
         elif weight is not None:
             weight = np.asarray(weight)
+        stochastic.check(self, X, self._model.layers if known else settings.layers_of(self, 1))
         if known:
             self._ready()
             targets = self._targets(y)

@@ -13,11 +13,10 @@ import scipy.optimize
 from scipy.sparse import issparse
 from sklearn.exceptions import ConvergenceWarning
 
-from .. import ops
 from ..errors import DivergenceError
 from ..layers import layout
 from . import settings, sparse
-from .rows import Rows, offset
+from .rows import Rows, offset, weight_of
 
 if TYPE_CHECKING:
     from .base import BaseMLP
@@ -70,7 +69,7 @@ def fit(estimator: BaseMLP, rows: Rows) -> None:
     trainer = settings.trainer_of(estimator, estimator._model, estimator._loss)
     model, parameters = trainer.model, trainer.model.parameters
     total = float(len(rows) if rows.weight is None else rows.weight.sum())
-    weight = _weight_of(rows, trainer.loss)
+    weight = weight_of(rows, trainer.loss)
     decay = estimator.alpha / total
     outputs = model.output_size if trainer.loss.name == "mse" else 1
     parts = [part for part in layout(model.layers, model.input_size) if not part.buffered]
@@ -82,7 +81,7 @@ def fit(estimator: BaseMLP, rows: Rows) -> None:
             return loss, gradient.astype(np.float64)
         loss, gradient = 0.0, np.zeros(parameters.size)
         for part in map(rows.take, sparse.blocks(rows.X)):
-            share = _weight_of(part, trainer.loss) / weight
+            share = weight_of(part, trainer.loss) / weight
             one, own = trainer.gradients(part.X.toarray(), part.targets, part.weight)
             loss, gradient = loss + share * one, gradient + share * own
         return loss, gradient
@@ -121,11 +120,3 @@ def fit(estimator: BaseMLP, rows: Rows) -> None:
             ConvergenceWarning,
             stacklevel=6,
         )
-
-
-def _weight_of(rows: Rows, loss: ops.Loss) -> float:
-    """What the mean loss of these rows was divided by."""
-    share = np.ones(len(rows)) if rows.weight is None else rows.weight
-    if loss.targets == "classes" and loss.per_output is not None:
-        share = share * np.asarray(loss.per_output)[rows.targets]
-    return float(share.sum())

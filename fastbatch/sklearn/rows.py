@@ -16,7 +16,7 @@ from ..training.door import Data
 if TYPE_CHECKING:
     from .base import BaseMLP
 
-__all__ = ["Rows", "Solver", "Task", "Validation", "offset"]
+__all__ = ["Rows", "Solver", "Task", "Validation", "offset", "weight_of"]
 
 Array = np.ndarray
 
@@ -39,6 +39,14 @@ class Rows:
     def take(self, index: Array | slice) -> Rows:
         weight = None if self.weight is None else self.weight[index]
         return Rows(self.X[index], self.y[index], self.targets[index], weight)
+
+
+def weight_of(rows: Rows, loss: ops.Loss) -> float:
+    """What the mean loss of these rows was divided by."""
+    share = np.ones(len(rows)) if rows.weight is None else rows.weight
+    if loss.targets == "classes" and loss.per_output is not None:
+        share = share * np.asarray(loss.per_output)[rows.targets]
+    return float(share.sum())
 
 
 def offset(loss: ops.Loss, targets: Array, weight: Array | None) -> float:

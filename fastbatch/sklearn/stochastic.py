@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,9 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 
 from .. import checks
+from ..batching import NoiseScale
 from ..errors import ArgumentError, DivergenceError
+from ..layers import BatchNorm, Layer
 from ..training import EMA
 from ..training.door import Data
 from . import settings, sparse
@@ -25,7 +27,7 @@ from .rows import Rows, Solver, Task, Validation, offset
 if TYPE_CHECKING:
     from .base import BaseMLP
 
-__all__ = ["fit", "one_epoch", "solver"]
+__all__ = ["check", "fit", "one_epoch", "solver"]
 
 Array = np.ndarray
 RandomState = np.random.RandomState
@@ -36,6 +38,25 @@ def solver(estimator: BaseMLP, random_state: RandomState) -> Solver:
     # drawn only where something asks for it: the other draws are scikit-learn's
     seed = int(random_state.randint(2**31 - 1)) if estimator.dropout else 0
     return Solver(settings.trainer_of(estimator, estimator._model, estimator._loss, seed), estimator)
+
+
+def check(estimator: BaseMLP, X, layers: Sequence[Layer]) -> None:
+    """Refuse what cannot be trained together, in front of everything that changes the estimator.
+
+    Raises
+    ------
+    ArgumentError
+        For batches that follow the noise scale where `layers` have norms over rows, and what sparse rows do without.
+    """
+    size = estimator.batch_size
+    policy = size if isinstance(size, NoiseScale) or (isinstance(size, str) and size == "noise") else None
+    if policy is not None and any(isinstance(layer, BatchNorm) for layer in layers):
+        raise ArgumentError(
+            f"batch_size: expected a number or a schedule with norm='batch', in which rows have no gradients of their "
+            f"own, got {policy!r}"
+        )
+    if issparse(X):
+        sparse.check(estimator, X, policy)
 
 
 def fit(estimator: BaseMLP, rows: Rows, held_out: Rows | None, random_state: RandomState) -> None:
