@@ -21,7 +21,9 @@ import fastbatch as fb
 
 os.environ.setdefault("KERAS_BACKEND", "numpy")  # the formulas of its optimizers, and no other library
 
-_ran: collections.Counter[str] = collections.Counter()
+NAMES = {*cases.SUBJECTS, *(str(row["name"]) for row in fb.backends() if row["available"])}
+_ran: collections.Counter[tuple[str, str]] = collections.Counter()  # by backend or target, and suite
+_left: dict[tuple[str, str], collections.Counter[str]] = collections.defaultdict(collections.Counter)  # reasons
 
 
 def _missing(expected: str) -> list[str]:
@@ -49,26 +51,56 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         pytest.exit("FASTBATCH_EXPECT names what is not available: " + "; ".join(missing), returncode=3)
 
 
+def _subjects(item: pytest.Item) -> set[str]:
+    """The backends and targets that the parameters of a test name."""
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    return {name for name in (*params.values(), getattr(params.get("case"), "subject", "")) if isinstance(name, str)}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--suites", action="store_true", help="end with what ran and what did not, per backend and file")
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.when == "call" and not report.skipped:
-        _ran.update(dict(report.user_properties).get("subjects", ()))
+    places = [(name, report.fspath) for name in dict(report.user_properties).get("subjects", ())]
+    if report.skipped:
+        reason = getattr(report, "wasxfail", "") or report.longrepr[2].removeprefix("Skipped: ")
+        for place in places:
+            _left[place][reason] += 1
+    elif report.when == "call":
+        _ran.update(places)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tiers.mark(items)
+    for item in items:
+        item.user_properties.append(("subjects", sorted(_subjects(item) & NAMES)))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    params = getattr(getattr(item, "callspec", None), "params", {})
-    named = {getattr(params.get("case"), "subject", None), params.get("subject"), params.get("fused")}
-    item.user_properties.append(("subjects", sorted(named & set(cases.SUBJECTS))))
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    for item in items:
+        tier = "exhaustive" if item.get_closest_marker("exhaustive") else "default"
+        for name in dict(item.user_properties)["subjects"]:
+            _left[name, item.location[0]][f"not selected ({tier} tier)"] += 1
 
 
-def pytest_terminal_summary(terminalreporter) -> None:
-    counts = ", ".join(f"{name} {_ran[name]}" for name in cases.SUBJECTS)
+def _reasons(places: list[tuple[str, str]]) -> str:
+    found = sum((_left[place] for place in places), collections.Counter())
+    return ", ".join(f"{count} {reason}" for reason, count in found.most_common())
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    places = sorted({*_ran, *_left})
+    subjects = {name: [place for place in places if place[0] == name] for name in sorted(NAMES)}
+    counts = ", ".join(f"{name} {sum(_ran[place] for place in own)}" for name, own in subjects.items())
     terminalreporter.write_line(f"tests that ran per backend and target: {counts}")
+    for name, own in subjects.items():
+        if _reasons(own):
+            terminalreporter.write_line(f"not run of {name}: {_reasons(own)}")
+    if config.getoption("suites"):
+        for place in places:
+            terminalreporter.write_line(f"{' '.join(place)}: {_ran[place]} ran; not run: {_reasons([place]) or 0}")
 
 
 @pytest.fixture(params=list(cases.SUBJECTS))
