@@ -37,6 +37,13 @@ def _array(value, where: str, shape: tuple[int | None, ...], dtype: str | None =
     return np.require(array, requirements=["C", "A"])
 
 
+def _weights(value, x: Array, dtype: str) -> Array:
+    w = _array(value, "w", (x.shape[1], None), dtype)
+    if w.size == 0:
+        raise ShapeError(f"w: expected at least 1 input and 1 output, got shape {w.shape}")
+    return w
+
+
 def _in_place(value, where: str, shape: tuple[int | None, ...], dtype: str | None = None) -> Array:
     array = _array(value, where, shape, dtype)
     if array is not value or not array.flags.writeable:
@@ -77,7 +84,7 @@ def dense_forward(x, w, b=None, activation: str = "identity", *, out: Array | No
     row = ops.get_activation(activation)
     x = _array(x, "x", (None, None))
     dtype = checks.as_dtype(x.dtype)
-    w = _array(w, "w", (x.shape[1], None), dtype)
+    w = _weights(w, x, dtype)
     b = None if b is None else _array(b, "b", (w.shape[1],), dtype)
     shape = len(x), w.shape[1]
     a = np.empty(shape, dtype) if out is None else _in_place(out, "out", shape, dtype)
@@ -117,7 +124,7 @@ def dense_backward(
     row = ops.get_activation(activation)
     x = _array(x, "x", (None, None))
     dtype = checks.as_dtype(x.dtype)
-    w = _array(w, "w", (x.shape[1], None), dtype)
+    w = _weights(w, x, dtype)
     da = _array(da, "da", (len(x), w.shape[1]), dtype)
     if row.saves != "none":
         saved = _array(saved, "saved", da.shape, dtype)

@@ -27,6 +27,7 @@ TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for
 NEEDS = {
     "docs/training.md": ("matplotlib", "pandas"),
     "docs/custom.md": ("numba",),
+    "docs/machine.md": ("numba",),
     "docs/migrating.md": ("sklearn",),
     "docs/migrating_torch.md": ("torch",),
     "docs/migrating_keras.md": ("keras",),

@@ -21,6 +21,7 @@ from cases import (
     parametrize,
     update_cases,
 )
+from helpers import BACKENDS
 from test_math import flushed, flushes
 from tiers import thin
 
@@ -304,6 +305,51 @@ def test_public_update(subject, public, optimizer):
     p.check("p"), slots.check("slots")
     oracle.assert_within(p.array, exact_p, ep, "p")
     oracle.assert_within(slots.array, exact_slots, eslots, "slots")
+
+
+def _zeros(*shape, dtype="float32"):
+    return np.zeros(shape, dtype)
+
+
+REFUSED = {
+    "out-shape": ("dense_forward", {"out": _zeros(6, 8)}, fb.ShapeError, "out: expected shape (6, 9), got (6, 8)"),
+    "out-dtype": ("dense_forward", {"out": _zeros(6, 9, dtype="float64")}, fb.DTypeError, "out: expected float32"),
+    "out-layout": ("dense_forward", {"out": _zeros(9, 6).T}, fb.ArgumentError, "out: expected a writable C-contiguous"),
+    "w": ("dense_forward", {"w": _zeros(4, 9)}, fb.ShapeError, "w: expected shape (5, n), got (4, 9)"),
+    "b": ("dense_forward", {"b": _zeros(8)}, fb.ShapeError, "b: expected shape (9,), got (8,)"),
+    "no-output": ("dense_forward", {"w": _zeros(5, 0), "b": None}, fb.ShapeError, "w: expected at least 1 input and 1"),
+    "no-input": ("dense_backward", {"x": _zeros(6, 0), "w": _zeros(0, 9)}, fb.ShapeError, "w: expected at least 1"),
+    "saved": ("dense_backward", {"saved": None}, fb.DTypeError, "saved: expected float32"),
+    "saved-shape": ("dense_backward", {"saved": _zeros(6, 8)}, fb.ShapeError, "saved: expected shape (6, 9)"),
+    "da": ("dense_backward", {"da": _zeros(5, 9)}, fb.ShapeError, "da: expected shape (6, 9), got (5, 9)"),
+    "need_dx": ("dense_backward", {"need_dx": 2}, fb.ArgumentError, "need_dx: expected"),
+    "y": ("loss", {"y": _zeros(6, 8)}, fb.ShapeError, "y: expected"),
+    "label": ("loss", {"name": "cross_entropy", "y": np.full(6, 9)}, fb.DataError, "y: expected"),
+    "no-row": ("loss", {"a": _zeros(0, 9), "y": _zeros(0, 9)}, fb.ShapeError, "a: expected at least 1 row"),
+    "slots": ("update", {"slots": _zeros(1, 13)}, fb.ShapeError, "slots: expected shape (2, 13), got (1, 13)"),
+    "g": ("update", {"g": _zeros(12)}, fb.ShapeError, "g: expected shape (13,), got (12,)"),
+    "t": ("update", {"t": 0}, fb.ArgumentError, "t: expected"),
+    "p": ("update", {"p": [0.0] * 13}, fb.ArgumentError, "p: expected a writable C-contiguous ndarray"),
+    "max_norm": ("update", {"optimizer": fb.Adam(max_norm=1.0)}, fb.ArgumentError, "without max_norm"),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("what", REFUSED)
+def test_public_functions_refuse(backend, what):
+    """By name, with what was expected; nothing that was handed over has changed."""
+    function, wrong, error, says = REFUSED[what]
+    x, w, b, a = _zeros(6, 5), _zeros(5, 9), _zeros(9), _zeros(6, 9)
+    given = {
+        "dense_forward": {"x": x, "w": w, "b": b, "activation": "tanh", "out": a},
+        "dense_backward": {"da": a, "x": x, "w": w, "saved": a, "activation": "tanh"},
+        "loss": {"name": "mse", "a": a, "y": a},
+        "update": {"optimizer": fb.Adam(), "p": _zeros(13), "g": _zeros(13) + 1, "slots": _zeros(2, 13), "t": 1},
+    }[function]
+    with pytest.raises(error) as caught:
+        getattr(fb.kernels, function)(**{**given, **wrong}, backend=backend)
+    assert says in str(caught.value)
+    assert not any(given[name].any() for name in {"out", "p", "slots"} & given.keys())
 
 
 @pytest.mark.parametrize("array", ["x", "w", "b"])
