@@ -27,7 +27,7 @@ from .passes import (
     squares_of_step,
     sum_of,
 )
-from .tiles import product
+from .tiles import affine, product, weight_gradient
 from .walk import GRADIENTS, RUN, UPDATE, walk
 
 __all__ = ["BACKWARD", "FORWARD", "GRADIENTS", "LOSS", "MOVE", "RUN", "UPDATE", "of", "permute"]
@@ -41,8 +41,8 @@ _lock = threading.RLock()
 def _forward(one, n):
     rows, inputs, outputs = n[0], n[1], n[2]
     z, a = pointer(n[6], one), pointer(n[7], one)
-    product(one, rows, outputs, inputs, pointer(n[3], one), inputs, ONE, pointer(n[4], one), outputs, ONE,
-            pointer(n[5], one), ZERO, z, outputs, pointer(n[8], one))  # fmt: skip
+    affine(one, rows, outputs, inputs, pointer(n[3], one), inputs, pointer(n[4], one), pointer(n[5], one), z, outputs,
+           pointer(n[8], one))  # fmt: skip
     if n[6] != n[7]:
         copy(rows * outputs, z, a)
     activate(n[9], rows * outputs, a)
@@ -55,7 +55,7 @@ def _backward(one, n):
     panel = pointer(n[11], one)
     if n[10] != 0:
         scale_by_slope(n[9], rows * outputs, pointer(n[10], one), dz)
-    product(one, inputs, outputs, rows, x, ONE, inputs, dz, outputs, ONE, dw, outputs, dw, outputs, panel)
+    weight_gradient(one, inputs, outputs, rows, x, inputs, dz, outputs, dw, outputs, dw, panel)
     if n[7] != 0:
         bias = pointer(n[7], one)
         product(one, ONE, outputs, rows, pointer(n[13], one), ZERO, ZERO, dz, outputs, ONE, bias, ZERO, bias, outputs,

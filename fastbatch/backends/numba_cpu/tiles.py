@@ -1,7 +1,7 @@
 """Products of matrices: tiles held in registers, written in vectors of LLVM, and the loops around them.
 
 Every output is one chain of multiply-adds over k in ascending order, whatever the tile, the block, or the thread that
-makes it, so no bit depends on them.
+makes it, so no bit depends on them. Layers of a single output are the exception: a chain for each lane.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..scalars.arithmetic import HAS_FMA
-from .machine import HAS_MASKS, REGISTERS, VECTOR_BYTES, apart, inner, plus, size_of, switch
+from .machine import HAS_MASKS, ONE, REGISTERS, VECTOR_BYTES, ZERO, apart, inner, plus, size_of, switch
 
-__all__ = ["PANEL", "copy_vector", "product", "vector_lanes"]
+__all__ = ["PANEL", "affine", "copy_vector", "product", "vector_lanes", "weight_gradient"]
 
 # Rows of a tile by its vectors: as many accumulators as registers allow beside operands.
 ROWS = {1: 8, 2: 8, 3: 8, 4: 6} if REGISTERS == 32 else {1: 6, 2: 6}
@@ -187,6 +187,56 @@ def copy_vector(typingctx, source, to, left):
 
 
 @intrinsic
+def _dot(typingctx, a, b, depth):
+    """The sum of a[k] b[k], a chain for each lane, and these by halves."""
+    size = a.dtype.bitwidth // 8
+    lanes = VECTOR_BYTES // size
+
+    def generate(context, builder, signature, args):
+        a, b, depth = args
+        vector = ir.VectorType(context.get_value_type(signature.return_type), lanes)
+        places, nothing = ir.Constant(ir.VectorType(i64, lanes), list(range(lanes))), ir.Constant(vector, [0.0] * lanes)
+        name = f"v{lanes}f{8 * size}"
+
+        def call(function, *arguments):
+            given = ir.FunctionType(vector, [argument.type for argument in arguments])
+            return builder.call(cgutils.get_or_insert_function(builder.module, given, function), arguments)
+
+        def load(p, there):
+            p = builder.bitcast(builder.gep(p, [k]), vector.as_pointer())
+            if there is None:
+                return builder.load(p, align=size)
+            return call(f"llvm.masked.load.{name}.p0", p, ir.Constant(i32, size), there, nothing)
+
+        def add(there=None):
+            x, y = load(a, there), load(b, there)
+            before = builder.load(total)
+            found = call(f"llvm.fma.{name}", x, y, before) if HAS_FMA else builder.fadd(before, builder.fmul(x, y))
+            builder.store(found, total)
+
+        total = cgutils.alloca_once_value(builder, nothing)
+        whole = builder.and_(depth, ir.Constant(i64, -lanes))
+        with cgutils.for_range_slice(builder, ir.Constant(i64, 0), whole, ir.Constant(i64, lanes)) as (k, _):
+            add()
+        k = whole
+        with builder.if_then(builder.icmp_signed("<", whole, depth)):
+            left = builder.insert_element(ir.Constant(places.type, ir.Undefined), builder.sub(depth, whole), i32(0))
+            left = builder.shuffle_vector(left, left, ir.Constant(ir.VectorType(i32, lanes), [0] * lanes))
+            add(builder.icmp_signed("<", places, left))
+        found = builder.load(total)
+        while lanes_left := found.type.count // 2:
+            halves = [
+                ir.Constant(ir.VectorType(i32, lanes_left), [h * lanes_left + i for i in range(lanes_left)])
+                for h in (0, 1)
+            ]
+            low, high = (builder.shuffle_vector(found, found, half) for half in halves)
+            found = builder.fadd(low, high)
+        return builder.extract_element(found, i32(0))
+
+    return a.dtype(a, b, types.int64), generate
+
+
+@intrinsic
 def _turn(typingctx, a, a_row, c, c_row):
     """C (8, 8) is A (8, 8) turned, in registers: i and j of an element change places bit by bit."""
 
@@ -275,3 +325,22 @@ def product(one, m, n, depth, a, a_row, a_k, b, b_k, b_j, start, start_row, c, c
             before, before_row = (plus(start, j), start_row) if k == 0 else (of_c, c_row)
             _columns(kind, m, some, last, plus(a, k * a_k), a_row, a_k, of_b, of_b_k, before, before_row, of_c, c_row)
             j += width
+
+
+@inner
+def affine(one, rows, outputs, inputs, x, ld, w, bias, z, z_ld, panel):
+    """``z = x w + bias``. A single output would fill one lane of a vector, so there lanes run over inputs."""
+    if outputs == 1:
+        for r in range(rows):
+            z[r * z_ld] = bias[0] + _dot(plus(x, r * ld), w, inputs)
+    else:
+        product(one, rows, outputs, inputs, x, ld, ONE, w, outputs, ONE, bias, ZERO, z, z_ld, panel)
+
+
+@inner
+def weight_gradient(one, inputs, outputs, rows, x, ld, dz, dz_ld, start, start_row, dw, panel):
+    """``dw = start + x^T dz``, by columns of x where there is one of dz: the same chains."""
+    if outputs == 1:
+        product(one, ONE, inputs, rows, dz, ZERO, dz_ld, x, ld, ONE, start, ZERO, dw, inputs, panel)
+    else:
+        product(one, inputs, outputs, rows, x, ONE, ld, dz, dz_ld, ONE, start, start_row, dw, outputs, panel)

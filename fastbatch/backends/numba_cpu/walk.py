@@ -29,7 +29,7 @@ from .passes import (
     squares_of_step,
     sum_of,
 )
-from .tiles import product
+from .tiles import affine, product, weight_gradient
 
 __all__ = ["BLOCK", "FRAME", "GRADIENTS", "RUN", "SEGMENT", "UPDATE", "walk"]
 
@@ -131,8 +131,8 @@ def _forward(one, f, stages, base, begin, end, first_row, update, panel):
         x, ld = _input(one, f, stages, i, base, begin)
         if s.w >= 0:
             bias = pointer(f.parameters + s.b, one) if s.b >= 0 else zeros
-            product(one, rows, s.outputs, s.inputs, x, ld, ONE, pointer(f.parameters + s.w, one), s.outputs, ONE,
-                    bias, ZERO, z, s.out_ld, panel)  # fmt: skip
+            w = pointer(f.parameters + s.w, one)
+            affine(one, rows, s.outputs, s.inputs, x, ld, w, bias, z, s.out_ld, panel)
             if s.z != s.a:
                 copy(rows * s.out_ld, z, a)
         else:
@@ -283,8 +283,8 @@ def _add_gradient(one, f, stages, base, rows, add, t, threads):
         to = pointer(f.gradient + s.w + begin * s.outputs * size, one)
         start, start_row = (to, s.outputs) if add else (zeros, ZERO)
         if end > begin:
-            product(one, end - begin, s.outputs, rows, plus(x, begin), ONE, ld, dz, s.out_ld, ONE, start, start_row, to,
-                    s.outputs, panel)  # fmt: skip
+            weight_gradient(one, end - begin, s.outputs, rows, plus(x, begin), ld, dz, s.out_ld, start, start_row, to,
+                            panel)  # fmt: skip
         if s.b >= 0 and i % threads == t:
             bias = pointer(f.gradient + s.b, one)
             if rows == 1:
