@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from copy import deepcopy
 from dataclasses import make_dataclass, replace
+from importlib import import_module
 from typing import Any, ClassVar
 
 import numpy as np
 
-from .errors import ArgumentError, as_float, named_fields, named_keywords
+from .errors import ArgumentError, as_float, missing_operations, named_fields, named_keywords
 from .ops.activations import ACTIVATIONS, SYNONYMS, Activation
 from .ops.formula import Formula, frozen
 from .ops.loss import Loss
@@ -184,14 +187,55 @@ def optimizer(
     return register if function is None else register(function)
 
 
-class _CustomLoss(Loss):
+class _Own:
+    """What is pickled by its name in a registry: who lacks it is told what to do, which a missing class would not."""
+
+    kind: ClassVar[str]
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        cls = type(self)
+        if _REGISTRIES[self.kind].get(_key(self.kind, cls.__name__)) is not cls:
+            raise ArgumentError(
+                f"pickle: {self.kind} {cls.__name__!r} is not the one that is registered by that name now"
+            )
+        return _recall, (self.kind, cls.__module__, cls.__name__, self.__dict__)
+
+    def __deepcopy__(self, memo: dict) -> _Own:
+        twin = object.__new__(type(self))
+        twin.__dict__.update(deepcopy(self.__dict__, memo))
+        return twin
+
+
+_REGISTRIES: dict[str, dict[str, Any]] = {"loss": LOSSES, "optimizer": OPTIMIZERS}
+
+
+def _key(kind: str, name: str) -> str:
+    return name.lower() if kind == "optimizer" else name
+
+
+def _recall(kind: str, module: str, name: str, state: dict[str, Any]) -> Any:
+    """The loss or optimizer that was pickled; its module is imported, as pickle would do."""
+    if _key(kind, name) not in _REGISTRIES[kind]:
+        with suppress(ImportError):
+            import_module(module)
+    cls = _REGISTRIES[kind].get(_key(kind, name))
+    if cls is None:
+        raise ArgumentError(missing_operations([(kind, name)]))
+    twin = object.__new__(cls)
+    twin.__dict__.update(state)
+    return twin
+
+
+class _CustomLoss(_Own, Loss):
+    kind = "loss"
     formula: ClassVar[Formula]
 
     def elements(self, a: Array, y: Array) -> tuple[Array, Array]:
         return self.formula.values(a, y), self.formula.slopes(a, y)
 
 
-class _CustomOptimizer(Optimizer):
+class _CustomOptimizer(_Own, Optimizer):
+    kind = "optimizer"
     formula: ClassVar[Formula]
 
     @property
@@ -224,7 +268,7 @@ def _name(kind: str, function: Callable, registry: dict[str, Any], taken: Iterab
     name = getattr(function, "__name__", None)
     if not inspect.isfunction(function) or name is None or not name.isidentifier():
         raise ArgumentError(f"fb.{kind}: expected a function made by def, got {function!r}")
-    row = registry.get(name if kind != "optimizer" else name.lower())
+    row = registry.get(_key(kind, name))
     if name in taken or (row is not None and _built_in(row)):
         raise ArgumentError(f"fb.{kind}: {name!r} is the name of a built-in; choose another name")
     return name

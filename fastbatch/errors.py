@@ -195,6 +195,17 @@ def unknown_name(kind: str, name: object, choices: Iterable[str]) -> ArgumentErr
     return ArgumentError(f"{kind}: expected one of {', '.join(choices)}; got {name!r}{hint}")
 
 
+def missing_operations(missing: Iterable[tuple[str, str]]) -> str:
+    """What to do about operations of a user's own, (kind, name), of a model, that nobody has registered."""
+    missing = list(dict.fromkeys(missing))
+    names = " and ".join(f"{kind} {name!r}" for kind, name in missing)
+    decorators = " and ".join(dict.fromkeys(f"@fb.{kind}" for kind, _ in missing))
+    return (
+        f"the model needs the custom {names}, which nobody has registered here: run the module that defines "
+        f"{'it' if len(missing) == 1 else 'them'} with {decorators} before"
+    )
+
+
 F = TypeVar("F", bound=Callable)
 
 

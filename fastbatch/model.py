@@ -11,7 +11,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from . import checks, memory, ops, storage
-from .errors import ArgumentError, CheckpointError, ShapeError, did_you_mean, named_keywords, unknown_name
+from .errors import (
+    ArgumentError,
+    CheckpointError,
+    ShapeError,
+    did_you_mean,
+    missing_operations,
+    named_keywords,
+    unknown_name,
+)
 from .layers import BUFFERED, LAYERS, NAMES, Activation, BatchNorm, Dense, Dropout, Layer, LayerNorm, layout
 
 __all__ = ["MLP", "Sequential", "load"]
@@ -272,7 +280,10 @@ class Sequential:
             width = layer.units if isinstance(layer, Dense) else width
             lines.append(f"{layer!s:<{wide}}{width:>10}{count:>14,}")
         lines.append(f"{self.input_size} inputs, {self.num_parameters:,} parameters, {self.dtype}")
-        return "\n".join(lines)
+        missing = [
+            ("activation", name) for name in map(_activation_of, self.layers) if name and name not in ops.ACTIVATIONS
+        ]
+        return "\n".join([*lines, missing_operations(missing)] if missing else lines)
 
     __repr__ = summary
 
@@ -373,6 +384,10 @@ class Sequential:
         storage.write_bytes(path, c_source(self, name_of(path), output, input_scale, dtype).encode())
 
 
+def _activation_of(layer: Layer) -> str:
+    return layer.activation if isinstance(layer, Dense) else layer.name if isinstance(layer, Activation) else ""
+
+
 def model_parts(model: Sequential) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Tensors and description of a model, as files hold them."""
     tensors = {part.key: model._tensors[part.layer][part.name] for part in layout(model.layers, model.input_size)}
@@ -434,15 +449,12 @@ def model_from(description: dict, tensors: dict[str, np.ndarray]) -> Sequential:
 def _check_names(description: dict) -> None:
     """CheckpointError that names what a user has to register before this model can be loaded."""
     own = [fields.get("activation", fields.get("name")) for _, fields in description["layers"]]
-    missing = [f"activation {name!r}" for name in own if name is not None and name not in ops.ACTIVATIONS]
+    missing = [("activation", name) for name in own if name is not None and name not in ops.ACTIVATIONS]
     match description["loss"]:
         case [str(name), dict()] if name not in ops.LOSSES:
-            missing.append(f"loss {name!r}")
+            missing.append(("loss", name))
     if missing:
-        raise CheckpointError(
-            f"the model needs the custom {' and '.join(dict.fromkeys(missing))}, which nobody has registered here: run "
-            "the module that defines it with @fb.activation or @fb.loss before load"
-        )
+        raise CheckpointError(missing_operations(missing))
 
 
 _NORMS: dict[str, type[Layer]] = {"layer": LayerNorm, "batch": BatchNorm}

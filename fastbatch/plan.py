@@ -248,7 +248,7 @@ def make_plan(
     for index, layer in enumerate(model.layers):
         if isinstance(layer, Dense):
             b = offset + width * layer.units
-            activation = ops.get_activation(layer.activation)
+            activation = ops.recall_activation(layer.activation)
             stages.append(
                 Stage(width, layer.units, offset, b if layer.bias else None, activation, 256, 0, needs_dx=trained)
             )
@@ -266,7 +266,7 @@ def make_plan(
             stages[-1] = replace(stages[-1], norm=norm)
             offset, trained = offset + 2 * width, True
         elif isinstance(layer, Activation):
-            stages[-1] = replace(stages[-1], activation=ops.get_activation(layer.name))
+            stages[-1] = replace(stages[-1], activation=ops.recall_activation(layer.name))
         elif isinstance(layer, Dropout):
             stages[-1] = replace(stages[-1], threshold=ops.random.dropout_threshold(layer.rate), layer=index)
     plan = Plan(tuple(stages), model.dtype, loss, optimizer, offset, precision, max_norm, clip_value)

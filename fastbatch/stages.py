@@ -109,9 +109,9 @@ def _of_layers(model: Sequential, dtype: str, where: str) -> Iterator[Stage]:
             checks.check_finite(tensors[name], f"{where}: {name} of layer {k} {type(layer).__name__}", values)
         if isinstance(layer, Dense):
             yield Affine(tensors["w"], tensors.get("b"))
-            yield _built_in(Activation(layer.activation), where)
+            yield _built_in(layer.activation, where)
         elif isinstance(layer, Activation):
-            yield _built_in(layer, where)
+            yield _built_in(layer.name, where)
         elif isinstance(layer, LayerNorm):
             yield RowNorm(tensors["gamma"], tensors["beta"], layer.eps)
         elif isinstance(layer, BatchNorm):
@@ -119,13 +119,9 @@ def _of_layers(model: Sequential, dtype: str, where: str) -> Iterator[Stage]:
             yield Scale(tensors["mean"], factor.astype(dtype), tensors["beta"])
 
 
-def _built_in(stage: Activation, where: str) -> Activation:
-    if ops.get_activation(stage.name).formula is not None:
-        raise ArgumentError(
-            f"{where}: activation {stage.name!r} is an operation of your own (fb.activation), which only fastbatch can "
-            "run; expected built-in ones"
-        )
-    return stage
+def _built_in(name: str, where: str) -> Activation:
+    ops.built_in_activation(name, where)
+    return Activation(name)
 
 
 def _probabilities(model: Sequential, where: str) -> Stage:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 import logging
 import math
 import pickle
@@ -313,6 +315,49 @@ def test_pickle_in_this_process_and_in_a_new_one(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_pickled_model_names_what_nobody_has_registered(tmp_path, monkeypatch):
+    """Where it is unpickled, a loss or an optimizer; where it is used, an activation."""
+    trainer = trained("reference", activation="own_silu", optimizer=own_adam(0.01), epochs=1)
+    lossy = trained("reference", loss="own_huber", epochs=1).model
+    pickled = [pickle.dumps(each) for each in (trainer.model, lossy, trainer.optimizer)]
+    for registry, name in OWN:
+        registry.pop(name)
+    monkeypatch.setattr("fastbatch.custom.import_module", lambda name: None)  # is imported here, and does nothing again
+    try:
+        for pickle_, says in zip(pickled[1:], ("loss 'own_huber'", "optimizer 'own_adam'")):
+            with pytest.raises(ArgumentError, match=rf"needs the custom {says}.*@fb\.{says.split()[0]} before"):
+                pickle.loads(pickle_)
+        model = pickle.loads(pickled[0])
+        says = r"needs the custom activation 'own_silu', which nobody has registered here: .* @fb\.activation before"
+        for use in (model.predict, lambda x: fb.Trainer(model, "mse"), lambda x: model.export_c(tmp_path / "m.c")):
+            with pytest.raises(ArgumentError, match=says):
+                use(X)
+        assert "needs the custom activation 'own_silu'" in model.summary()
+        with pytest.raises(CheckpointError, match=says):
+            fb.model.model_from(fb.model.model_parts(model)[1], {})
+    finally:
+        for registry, name, row in KEPT:
+            registry[name] = row
+    assert "needs" not in model.summary()
+    np.testing.assert_array_equal(model.predict(X), trainer.model.predict(X))
+
+
+def test_what_was_registered_again_is_not_pickled_by_the_name_of_another():
+    before = own_huber()
+
+    def again(a, y):
+        return a - y
+
+    again.__name__ = "own_huber"
+    try:
+        fb.loss(again)
+        with pytest.raises(ArgumentError, match="'own_huber' is not the one"):
+            pickle.dumps(before)
+        assert type(copy.deepcopy(before)) is own_huber
+    finally:
+        ops.LOSSES["own_huber"] = own_huber
+
+
 def test_a_cell_that_runs_again_replaces_its_operation():
     for factor in (1.0, 2.0):
 
@@ -358,6 +403,21 @@ def test_what_leaves_the_library_names_the_operation_that_cannot(tmp_path):
         with pytest.raises(ArgumentError, match="activation 'own_silu' is an operation of your own"):
             export(tmp_path / path)
         assert not (tmp_path / path).exists()
+
+
+@pytest.mark.parametrize("door", ["torch", "keras"])
+def test_doors_name_the_operation_that_another_library_cannot_run(door):
+    pytest.importorskip(door, reason=f"needs {door}")
+    hand_over = getattr(importlib.import_module(f"fastbatch.{door}"), f"to_{door}")
+    model = fb.MLP([7, 4, 3], activation="own_silu", seed=1)
+    with pytest.raises(ArgumentError, match=f"to_{door}: layer 0, .* 'own_silu' is an operation of your own"):
+        hand_over(model)
+    row = ops.ACTIVATIONS.pop("own_silu")
+    try:
+        with pytest.raises(ArgumentError, match="needs the custom activation 'own_silu'"):
+            hand_over(model)
+    finally:
+        ops.ACTIVATIONS["own_silu"] = row
 
 
 @pytest.mark.skipif("numba" not in SUBJECTS, reason="the numba backend is not available")

@@ -160,6 +160,7 @@ def _build(keras: Any, model: Sequential, probabilities: bool):
 def _activation(keras: Any, name: str, where: str, dtype: str):
     if name == "leaky_relu":
         return keras.layers.LeakyReLU(negative_slope=0.01, dtype=dtype)
+    ops.built_in_activation(name, where)
     there = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     if name not in there:
         raise ArgumentError(f"{where}: Keras has no {name} by a name")

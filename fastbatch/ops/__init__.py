@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..errors import ArgumentError, unknown_name
+from ..errors import ArgumentError, missing_operations, unknown_name
 from . import norms, random
 from .activations import ACTIVATIONS, SYNONYMS, Activation
 from .initializers import AUTO, INITIALIZERS, Initializer
@@ -27,6 +27,7 @@ __all__ = [
     "Loss",
     "Optimizer",
     "as_given",
+    "built_in_activation",
     "check_semantics",
     "get_activation",
     "get_initializer",
@@ -37,6 +38,7 @@ __all__ = [
     "measure",
     "norms",
     "random",
+    "recall_activation",
 ]
 
 
@@ -46,6 +48,22 @@ def get_activation(name: str) -> Activation:
     if row is None:
         raise unknown_name("activation", name, ACTIVATIONS)
     return row
+
+
+def recall_activation(name: str) -> Activation:
+    """Row of an activation that a layer has. Layers are made of names that are there: one that is not was a user's."""
+    if name not in ACTIVATIONS:
+        raise ArgumentError(missing_operations([("activation", name)]))
+    return ACTIVATIONS[name]
+
+
+def built_in_activation(name: str, where: str) -> None:
+    """ArgumentError for one of a user's own, where another library is to run it."""
+    if recall_activation(name).formula is not None:
+        raise ArgumentError(
+            f"{where}: activation {name!r} is an operation of your own (fb.activation), which only fastbatch can "
+            "run; expected built-in ones"
+        )
 
 
 def get_initializer(name: str, gain: str = "glorot") -> Initializer:

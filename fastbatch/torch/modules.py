@@ -11,6 +11,7 @@ from .. import checks
 from ..errors import ArgumentError, BackendError, DTypeError, ShapeError
 from ..layers import Activation, BatchNorm, Dense, Dropout, Layer, LayerNorm
 from ..model import Sequential, model_parts
+from ..ops import built_in_activation
 
 __all__ = ["Found", "from_torch", "import_torch", "model_of", "named", "read", "to_torch"]
 
@@ -309,6 +310,7 @@ def to_torch(model: Sequential):
 
 
 def _activation(nn: Any, name: str, where: str):
+    built_in_activation(name, where)
     if name not in ACTIVATIONS:
         raise ArgumentError(f"{where}: torch has no {name}")
     other, settings = ACTIVATIONS[name]
