@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def train_table(
     """Train on a table and save a model that takes its columns as they are; prints what is done and the score."""
     checks.batch_size(batch_size, "--batch-size")
     checks.count("--epochs", epochs)
+    checks.seed("--seed", seed)
     if checks.fraction("--validation", validation) == 0:
         raise ArgumentError("--validation: expected a share of the rows above 0, by which the model is chosen; got 0")
     storage.folder_of(out)
@@ -92,6 +94,9 @@ def predict_table(model_path: str, path: str, *, out: str | None = None, probabi
     """Predictions for the rows of a table, as CSV with a header."""
     if out is not None:
         storage.folder_of(out)
+        for source in (model_path, path):
+            if os.path.exists(out) and os.path.exists(source) and os.path.samefile(out, source):
+                raise ArgumentError(f"--out: expected another file than those that are read, got {out}")
     tensors, metadata = storage.read(model_path)
     if "table" not in metadata:
         raise CheckpointError(f"{model_path}: expected a model of `fastbatch train`, got one without names of columns")
@@ -206,7 +211,9 @@ def _numbers(table: Table, names: list[str], hint: str) -> np.ndarray:
 def _targets(values: np.ndarray, name: str, task: str) -> tuple[np.ndarray, list | None, str]:
     """Numbers of classes and their values, or amounts and None; and why."""
     words = values.dtype.kind not in "fiub"
-    missing = [v is None or v != v for v in values.tolist()] if words else np.isnan(values.astype(np.float64))
+    missing = (
+        [v is None or v != v or v == "" for v in values.tolist()] if words else np.isnan(values.astype(np.float64))
+    )
     if np.any(missing):
         raise DataError(f"target {name!r}: expected a value in every row, got none in row {int(np.argmax(missing))}")
     if words or values.dtype.kind == "b":
@@ -224,6 +231,9 @@ def _targets(values: np.ndarray, name: str, task: str) -> tuple[np.ndarray, list
     if decided == "regression":
         checks.check_finite(values, f"target {name!r}")
         return values.astype(np.float64), None, why
+    not_text = [isinstance(v, bytes) for v in values.tolist()] if words else [False]
+    if any(not_text):
+        raise DataError(f"target {name!r}: expected text in UTF-8, got {values[not_text.index(True)]!r}")
     classes, y = np.unique(values.astype(str) if words else values, return_inverse=True)
     if len(classes) < 2:
         raise DataError(f"target {name!r}: expected at least 2 classes, got only {classes.tolist()}")

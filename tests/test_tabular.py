@@ -181,6 +181,8 @@ BAD = {
         ["--target", "price", "--drop", "kind"],
         "a value in every row, got none in row 5",
     ),
+    "no-class": (with_("kind", 3, ""), ["--drop", "price"], "a value in every row, got none in row 3"),
+    "seed": (PLAIN, ["--drop", "price", "--seed", "-1"], "--seed: expected an integer"),
     "one-class": ({**COLUMNS, "kind": ["a"] * ROWS}, [], r"expected at least 2 classes, got only \['a'\]"),
     "amount-of-words": (PLAIN, ["--task", "regression", "--drop", "price"], "expected a target of numbers, got object"),
     "far": ({"t": 1e6 + COLUMNS["dose"], "kind": KIND}, [], "--dtype float64 has the digits"),
@@ -226,6 +228,10 @@ def test_files_that_are_no_tables(command, tmp_path, reader):
         assert status == 1, name
         assert words in error
     assert "expected a file, got none" in command("train", "nowhere.csv", "--target", "b")[2]
+    (tmp_path / "latin.csv").write_bytes("a,k\n1,h\xe4\n2,lo\n3,lo\n".encode("latin-1"))
+    status, _, error = command("train", tmp_path / "latin.csv", "--target", "k")
+    assert status == 1
+    assert error.startswith("fastbatch: ")
 
 
 def test_only_models_of_the_command_know_columns(command, tmp_path):
@@ -236,6 +242,7 @@ def test_only_models_of_the_command_know_columns(command, tmp_path):
     assert status == 1
     assert "expected a model of `fastbatch train`, got one without names of columns" in error
     trained(command, table, "--target", "price", "--epochs", 1)
+    assert "--out: expected another file" in command("predict", "model.safetensors", table, "--out", table)[2]
     assert (
         "--probabilities: expected a model of classes"
         in command("predict", "model.safetensors", table, "--probabilities")[2]
