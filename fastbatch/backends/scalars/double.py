@@ -82,10 +82,10 @@ def expm1(x):
 
 @register_jitable
 def _minus_log1p(f):
-    """f - ln(1 + f) for f in [sqrt(1/2) - 1, 1]."""
+    """s and t with f - ln(1 + f) = s t for f in [sqrt(1/2) - 1, 1]."""
     s = f / (f + f64(2))
     z = s * s
-    return s * (f - z * _log_rest(z))
+    return s, multiply_add(-z, _log_rest(z), f)
 
 
 @register_jitable
@@ -95,7 +95,8 @@ def log(x):
     biased = u64(u64(bits + i64((1023 << 52) - 0x3FE6A09E667F3BCD)) >> u64(52))
     n = u64(biased | u64(0x4330000000000000)).view(f64) - (_2_52 + f64(1023))
     f = i64(bits - i64(i64(i64(biased) - i64(1023)) << i64(52))).view(f64) - f64(1)
-    y = multiply_add(n, _LN2_HI, f - multiply_add(n, -_LN2_LO, _minus_log1p(f)))
+    s, t = _minus_log1p(f)
+    y = multiply_add(n, _LN2_HI, f - multiply_add(s, t, n * -_LN2_LO))
     y = -_INF if x < f64(2.2250738585072014e-308) else y
     y = y if x < _INF else x  # inf and NaN
     return f64(np.nan) if x < f64(0) else y
@@ -103,7 +104,8 @@ def log(x):
 
 @register_jitable
 def log1p_unit(u):
-    return u - _minus_log1p(u)
+    s, t = _minus_log1p(u)
+    return multiply_add(-s, t, u)
 
 
 @register_jitable
@@ -125,7 +127,7 @@ def sigmoid(x):
     x = f64(710) if x > f64(710) else x
     rounded = multiply_add(x, _LOG2E, _ROUND)
     p = _expm1_reduced(_minus_n_ln2(x, rounded - _ROUND))
-    return f64(1) / ((p + f64(1)) * _power_of_two(rounded) + f64(1))
+    return f64(1) / multiply_add(p + f64(1), _power_of_two(rounded), f64(1))
 
 
 @register_jitable

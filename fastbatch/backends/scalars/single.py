@@ -106,7 +106,7 @@ def sigmoid(x):
     x = f32(89) if x > f32(89) else x
     rounded = multiply_add(x, _LOG2E, _ROUND)
     p = _expm1_reduced(_minus_n_ln2(x, rounded - _ROUND))
-    return f32(1) / ((p + f32(1)) * _power_of_two(rounded) + f32(1))
+    return f32(1) / multiply_add(p + f32(1), _power_of_two(rounded), f32(1))
 
 
 @register_jitable
