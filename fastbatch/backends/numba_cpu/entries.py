@@ -144,7 +144,7 @@ def _dispatchers() -> tuple[Callable, Callable]:
 
 
 def _compiled(function: Callable, what: str, *samples: object) -> Callable:
-    with _lock, announced(f"{what}, once for this version and CPU (10 to 30 s)"):
+    with _lock, announced(f"{what}, once for this version and CPU"):
         function.compile(tuple(map(numba.typeof, samples)))  # type: ignore[attr-defined]
     return function
 

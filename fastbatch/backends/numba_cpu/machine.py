@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 from ..scalars.arithmetic import FEATURES
 
 __all__ = [
-    "ONE", "ZERO", "apart", "arrive", "entry", "flush_subnormals", "give_way", "inner", "look",
+    "ONE", "ZERO", "apart", "arrive", "call_llvm", "entry", "flush_subnormals", "give_way", "inner", "look",
     "magnitude_bits", "now", "plus", "pointer", "records", "restore_modes", "size_of", "sources", "switch",
     "wait_for_all",
 ]  # fmt: skip
@@ -146,17 +146,18 @@ _ZEROS = {"x86_64": 0x8040, "AMD64": 0x8040, "aarch64": 1 << 24, "arm64": 1 << 2
 _ON_ARM = _ZEROS == 1 << 24
 
 
-def _call(builder, name, result, *arguments):
+def call_llvm(builder, name, result, *arguments):
+    """Calls LLVM's function of that name."""
     kind = ir.FunctionType(result, [argument.type for argument in arguments])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
 
 
 def _set_modes(builder, modes):
     if _ON_ARM:
-        _call(builder, "llvm.aarch64.set.fpcr", ir.VoidType(), modes)
+        call_llvm(builder, "llvm.aarch64.set.fpcr", ir.VoidType(), modes)
     elif _ZEROS:
         place = cgutils.alloca_once_value(builder, builder.trunc(modes, ir.IntType(32)))
-        _call(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), builder.bitcast(place, ir.IntType(8).as_pointer()))
+        call_llvm(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), builder.bitcast(place, ir.IntType(8).as_pointer()))
 
 
 @intrinsic
@@ -170,10 +171,12 @@ def flush_subnormals(typingctx):
     def generate(context, builder, signature, args):
         i64 = ir.IntType(64)
         if _ON_ARM:
-            before = _call(builder, "llvm.aarch64.get.fpcr", i64)
+            before = call_llvm(builder, "llvm.aarch64.get.fpcr", i64)
         elif _ZEROS:
             place = cgutils.alloca_once(builder, ir.IntType(32))
-            _call(builder, "llvm.x86.sse.stmxcsr", ir.VoidType(), builder.bitcast(place, ir.IntType(8).as_pointer()))
+            call_llvm(
+                builder, "llvm.x86.sse.stmxcsr", ir.VoidType(), builder.bitcast(place, ir.IntType(8).as_pointer())
+            )
             before = builder.zext(builder.load(place), i64)
         else:
             before = ir.Constant(i64, 0)

@@ -6,13 +6,14 @@ makes it, so no bit depends on them. Layers of a single output are the exception
 
 from __future__ import annotations
 
+from functools import partial
+
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..scalars.arithmetic import HAS_FMA
-from .machine import HAS_MASKS, ONE, REGISTERS, VECTOR_BYTES, ZERO, apart, inner, plus, size_of, switch
+from .machine import HAS_MASKS, ONE, REGISTERS, VECTOR_BYTES, ZERO, apart, call_llvm, inner, plus, size_of, switch
 
 __all__ = ["PANEL", "affine", "copy_vector", "product", "vector_lanes", "weight_gradient"]
 
@@ -45,10 +46,7 @@ def _tile(rows: int, vectors: int, masked: bool):
             element = context.get_value_type(types.float32 if size == 4 else types.float64)
             vector = ir.VectorType(element, lanes)
             name = f"v{lanes}f{8 * size}"
-
-            def call(function, result, *arguments):
-                kind = ir.FunctionType(result, [argument.type for argument in arguments])
-                return builder.call(cgutils.get_or_insert_function(builder.module, kind, function), arguments)
+            call = partial(call_llvm, builder)
 
             def splat(value):
                 undefined = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
@@ -175,10 +173,7 @@ def copy_vector(typingctx, source, to, left):
         nothing, name = ir.Constant(vector, [0.0] * lanes), f"v{lanes}f{8 * size}.p0"
         source, to = builder.bitcast(source, kind), builder.bitcast(to, kind)
 
-        def call(function, result, *arguments):
-            given = ir.FunctionType(result, [argument.type for argument in arguments])
-            return builder.call(cgutils.get_or_insert_function(builder.module, given, function), arguments)
-
+        call = partial(call_llvm, builder)
         found = call(f"llvm.masked.load.{name}", vector, source, here, there, nothing)
         call(f"llvm.masked.store.{name}", ir.VoidType(), found, to, here, there)
         return context.get_dummy_value()
