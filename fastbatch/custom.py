@@ -153,13 +153,13 @@ def optimizer(
     Raises
     ------
     ArgumentError
-        For the name of a built-in, a setting that every optimizer has already, or a function that returns something
-        else than 1 + slots numbers.
+        For the name of a built-in, a setting named as something that every optimizer has (lr, decay, rate ..), or a
+        function that returns something else than 1 + slots numbers.
     """
-    taken = {"lr", "t", "weight_decay", *Optimizer.__dataclass_fields__}
+    taken = {"t", "weight_decay", *dir(_CustomOptimizer), *_CustomOptimizer.__annotations__, *Optimizer.__annotations__}
     for setting, value in hyper.items():
         if setting in taken:
-            raise ArgumentError(f"fb.optimizer: {setting!r} is a setting that every optimizer has; choose another name")
+            raise ArgumentError(f"fb.optimizer: {setting!r} is a name that every optimizer has; choose another name")
         if not 0 <= as_float(value) < np.inf:
             raise ArgumentError(f"fb.optimizer({setting}=): expected a finite number >= 0, got {value!r}")
     if isinstance(slots, bool) or slots not in range(MOST_SLOTS + 1):
@@ -253,10 +253,11 @@ class _CustomOptimizer(_Own, Optimizer):
 
 def _class(function: Callable, base: type, fields: list[Any], **own: Any) -> type[Any]:
     """A frozen dataclass that pickle finds where the function was defined."""
-    own["__module__"] = function.__module__
     own["__qualname__"] = function.__qualname__
     own["__doc__"] = function.__doc__
-    return named_fields(make_dataclass(function.__name__, fields, bases=(base,), namespace=own, frozen=True))
+    made = make_dataclass(function.__name__, fields, bases=(base,), namespace=own, frozen=True)
+    made.__module__ = function.__module__  # not before: dataclasses want one that is in sys.modules
+    return named_fields(made)
 
 
 def _built_in(row: Any) -> bool:

@@ -173,6 +173,15 @@ def test_what_numba_cannot_compile_is_said(backend):
             del ops.ACTIVATIONS[name]
 
 
+@pytest.mark.skipif("numba" not in SUBJECTS, reason="the numba backend is not available")
+def test_the_gist_of_a_message_keeps_its_letters():
+    from fastbatch.backends.scalars.compiled import _gist
+
+    assert (
+        _gist(TypeError("\x1b[1m\x1b[1mmissing a required argument: 'm'\x1b[0m")) == "missing a required argument: 'm'"
+    )
+
+
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
 def test_the_same_bits_on_any_number_of_threads(backend):
     own = {"activation": "own_silu", "loss": "own_huber", "optimizer": own_adam(0.01)}
@@ -394,6 +403,122 @@ def test_what_a_function_refers_to_is_that_of_its_registration(backend):
         np.testing.assert_allclose(outputs, 2.0 * linear, rtol=1e-4, atol=1e-5)
     finally:
         del ops.ACTIVATIONS["own_times"]
+
+
+SCALE = 2.0
+
+
+def own_global_halves(z):
+    return z if abs(z) <= 1.0 else 2.0 * own_global_halves(0.5 * z)
+
+
+def nested(z):
+    def inner(u):
+        return u * SCALE
+
+    return inner(z)
+
+
+def keyword(z, *, k=SCALE):
+    return k * z
+
+
+def defaulted(z):
+    return keyword(z) + 0.0 * keyword(z, k=3.0)
+
+
+TABLE = np.array([2.0, 5.0])
+
+
+def looked_up(z):
+    return TABLE[0] * z
+
+
+def generated(z):
+    return sum(z * SCALE for _ in range(1))
+
+
+@pytest.mark.parametrize("function", [nested, keyword, defaulted, looked_up, generated])
+@backends
+def test_names_inside_keywords_and_arrays_are_kept(function, backend, monkeypatch):
+    name = function.__name__
+    fb.activation(derivative=lambda z: 2.0)(function)
+    try:
+        monkeypatch.setitem(globals(), "SCALE", 3.0)
+        monkeypatch.setitem(keyword.__kwdefaults__, "k", 3.0)
+        TABLE[0] = 3.0
+        model = fb.MLP([7, 4, 3], activation=name, init="he_uniform", seed=1)
+        with fb.set_backend(backend):
+            if function is generated and backend != "reference":
+                with pytest.raises(fb.BackendError, match="'generated' cannot be compiled"):
+                    model.predict(X)
+                return
+            outputs = model.predict(X)
+            linear = fb.MLP([7, 4, 3], activation="identity", init="he_uniform", seed=1).predict(X)
+        np.testing.assert_allclose(outputs, 2.0 * linear, rtol=1e-4, atol=1e-5)
+    finally:
+        TABLE[0] = 2.0
+        del ops.ACTIVATIONS[name]
+
+
+@pytest.mark.parametrize("where", ["module", "function", "nowhere"])
+@backends
+def test_a_function_may_call_itself(where, backend):
+    """Its name is not bound yet where a decorator sees it, or to what a cell had made before."""
+
+    def own_local_halves(z):
+        return z if abs(z) <= 1.0 else 2.0 * own_local_halves(0.5 * z)
+
+    space = {"own_halves": lambda z: 0.0 * z}
+    exec("def own_halves(z):\n    return z if abs(z) <= 1.0 else 2.0 * own_halves(0.5 * z)", text := dict(space))
+    function = {"module": own_global_halves, "function": own_local_halves, "nowhere": text["own_halves"]}[where]
+    text.update(space)
+    if where == "function":
+        del own_local_halves
+    name = function.__name__
+    fb.activation(derivative=lambda z: 1.0)(function)
+    try:
+        model = fb.MLP([7, 4, 3], activation=name, init="he_uniform", seed=1)
+        with fb.set_backend(backend):
+            outputs = model.predict(5 * X)
+            linear = fb.MLP([7, 4, 3], activation="identity", init="he_uniform", seed=1).predict(5 * X)
+        np.testing.assert_allclose(outputs, linear, rtol=1e-4, atol=1e-5)
+    finally:
+        del ops.ACTIVATIONS[name]
+
+
+@pytest.mark.parametrize("name", ["lr", "t", "weight_decay", "decay", "rate", "update", "rule", "formula"])
+def test_settings_have_no_names_that_optimizers_use(name):
+    """One named decay was the weight decay, too."""
+    with pytest.raises(ArgumentError, match=f"'{name}' is a name that every optimizer has"):
+        fb.optimizer(**{name: 0.5})
+
+
+def test_a_variable_that_is_assigned_later_is_refused():
+    def early(z):
+        return later * z
+
+    with pytest.raises(ArgumentError, match="early: expected a value of 'later' where it is registered"):
+        fb.activation(early)
+    later = 2.0
+    assert early(later) == 4.0
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "given"),
+    [
+        ("loss", fb.loss(derivative=lambda a, y: 1.0), "a, y): return a - y"),
+        ("optimizer", fb.optimizer(gamma=0.1), "p, g, lr, t, gamma): return p - gamma * g"),
+    ],
+)
+def test_functions_without_a_module(what, kind, given):
+    exec(f"def bare({given}", space := {})
+    made = kind(space["bare"])
+    try:
+        assert np.isfinite(trained("reference", **{what: made()}).model.parameters).all()
+    finally:
+        ops.LOSSES.pop("bare", None)
+        ops.OPTIMIZERS.pop("bare", None)
 
 
 def test_what_leaves_the_library_names_the_operation_that_cannot(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import CellType, FunctionType
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -87,15 +87,53 @@ class Formula:
             ) from error
 
 
-def copied(function: Any, value: Callable[[Any], Any], constant: Callable[[Any], Any]) -> Callable:
-    """A copy of `function` with `value` of all that its names mean now, and `constant` of what stands in its code."""
-    code = function.__code__
-    given = {name: value(what) for name, what in function.__globals__.items() if name in code.co_names}
-    given["__builtins__"] = builtins
-    cells = tuple(CellType(value(cell.cell_contents)) for cell in function.__closure__ or ())
-    defaults = tuple(map(value, function.__defaults__ or ())) or None
-    code = code.replace(co_consts=tuple(map(constant, code.co_consts)))
-    return FunctionType(code, given, function.__name__, defaults, cells)
+def copied(
+    function: Any,
+    made: dict[Any, Any],
+    value: Callable[[Any], Any],
+    constant: Callable[[Any], Any] = lambda constant: constant,
+    finished: Callable[[Any], Any] = lambda copy: copy,
+) -> Any:
+    """A copy of `function` with `value` of all that its names mean now, and `constant` of what stands in its code.
+
+    Also of functions inside it. What `finished` makes of the copy is in `made`, too, from before its names are looked
+    up: one of them may be its own.
+    """
+    code, names = _code(function.__code__, constant)
+    given: dict[str, Any] = {"__builtins__": builtins}
+    cells = tuple(CellType() for _ in function.__closure__ or ())
+    copy = FunctionType(code, given, function.__name__, tuple(map(value, function.__defaults__ or ())) or None, cells)
+    copy.__qualname__ = function.__qualname__
+    if function.__kwdefaults__:
+        copy.__kwdefaults__ = {name: value(what) for name, what in function.__kwdefaults__.items()}
+    made[function] = finished(copy)
+    given.update({name: value(what) for name, what in function.__globals__.items() if name in names})
+    if code.co_name in names and code.co_name == function.__qualname__:
+        given[code.co_name] = made[function]  # a decorated function has no name yet, or one from before
+    for name, cell, original in zip(code.co_freevars, cells, function.__closure__ or ()):
+        try:
+            cell.cell_contents = value(original.cell_contents)
+        except ValueError:  # nothing there
+            if name != code.co_name:
+                raise ArgumentError(
+                    f"{function.__name__}: expected a value of {name!r} where it is registered, got a variable that "
+                    "is assigned later"
+                ) from None
+            cell.cell_contents = made[function]
+    return made[function]
+
+
+def _code(code: CodeType, constant: Callable[[Any], Any]) -> tuple[CodeType, set[str]]:
+    """`code` with `constant` of its constants, and the names of it, both with those of functions inside."""
+    names, constants = set(code.co_names), []
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            each, inside = _code(each, constant)
+            names |= inside
+        else:
+            each = constant(each)
+        constants.append(each)
+    return code.replace(co_consts=tuple(constants)), names
 
 
 def frozen(function: Callable) -> Callable:
@@ -103,12 +141,11 @@ def frozen(function: Callable) -> Callable:
     made: dict[Any, Any] = {}
 
     def value(what: Any) -> Any:
-        if not isinstance(what, FunctionType) or what.__module__.partition(".")[0] in ("numpy", "math"):
+        if isinstance(what, np.ndarray):
+            return what.copy()
+        if not isinstance(what, FunctionType) or (what.__module__ or "").partition(".")[0] in ("numpy", "math"):
             return what
-        if what not in made:
-            made[what] = what  # of one that calls itself
-            made[what] = copied(what, value, lambda constant: constant)
-        return made[what]
+        return made[what] if what in made else copied(what, made, value)
 
     return value(function)
 

@@ -6,7 +6,9 @@ Addresses stay valid as long as the process lives.
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 import types as python
 from collections.abc import Callable
 from functools import cache
@@ -40,14 +42,24 @@ def _of_type(function: Callable, real: type, made: dict[Any, Any]) -> Callable:
     """
     if function in made:
         return made[function]
-    made[function] = function
-    copy = copied(
+    return copied(
         function,
+        made,
         lambda what: _value(what, real, made),
         lambda constant: real(constant) if type(constant) is float else constant,
+        _jitted,
     )
-    made[function] = numba.njit(**_OPTIONS)(copy)
-    return made[function]
+
+
+def _jitted(copy: Any) -> Callable:
+    """Numba binds no keyword-only parameters: those with defaults become ordinary ones, behind the others."""
+    code, given = copy.__code__, copy.__kwdefaults__ or {}
+    if len(given) == code.co_kwonlyargcount > 0 and not code.co_flags & inspect.CO_VARARGS:
+        count = code.co_argcount + code.co_kwonlyargcount
+        names = code.co_varnames[code.co_argcount : count]
+        copy.__defaults__ = (*(copy.__defaults__ or ()), *(given[name] for name in names))
+        copy.__code__, copy.__kwdefaults__ = code.replace(co_argcount=count, co_kwonlyargcount=0), None
+    return numba.njit(**_OPTIONS)(copy)
 
 
 def _value(value: Any, real: type, made: dict[Any, Any]) -> Any:
@@ -86,7 +98,7 @@ def _address(formula: Formula, loop: Callable, *signature: Any) -> int:
 
 def _gist(error: Exception) -> str:
     """What Numba means, of some thirty lines; the rest is in the cause."""
-    lines = [line.strip(" \x1b[0123456789m") for line in str(error).splitlines()]
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in str(error).splitlines()]
     telling = [
         line for line in lines if line.startswith(("No impl", "Unknown", "Untyped", "Use of", "Cannot", "Invalid"))
     ]
