@@ -10,6 +10,7 @@ from functools import partial
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..scalars.arithmetic import HAS_FMA
@@ -194,8 +195,7 @@ def _dot(typingctx, a, b, depth):
         name = f"v{lanes}f{8 * size}"
 
         def call(function, *arguments):
-            given = ir.FunctionType(vector, [argument.type for argument in arguments])
-            return builder.call(cgutils.get_or_insert_function(builder.module, given, function), arguments)
+            return call_llvm(builder, function, vector, *arguments)
 
         def load(p, there):
             p = builder.bitcast(builder.gep(p, [k]), vector.as_pointer())
