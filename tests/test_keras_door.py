@@ -238,7 +238,9 @@ def test_limits_metrics_and_what_is_not_trainable():
 S = O.schedules
 RATES = {
     "exponential": lambda: S.ExponentialDecay(0.1, 10, 0.5),
+    "exponential in fractions": lambda: S.ExponentialDecay(0.1, 2.5, 0.5),
     "in stairs": lambda: S.ExponentialDecay(0.1, 10, 0.5, staircase=True),
+    "in stairs of a float": lambda: S.ExponentialDecay(0.1, 10.0, 0.5, staircase=True),
     "cosine": lambda: S.CosineDecay(0.1, 15, alpha=0.2),
 }
 
@@ -397,6 +399,24 @@ TOLD = {
     "clipnorm": (lambda: _compiled(optimizer=O.SGD(0.1, clipnorm=1.0)), ["clipnorm", "global_clipnorm is max_grad"]),
     "ema": (lambda: _compiled(optimizer=O.SGD(0.1, use_ema=True)), ["use_ema"]),
     "metric": (lambda: _compiled(metrics=["auc"]), ["metrics", "auc", "accuracy"]),
+    "equality": (lambda: _compiled(metrics=[keras.metrics.Accuracy()]), ["metrics", "Accuracy()", "equal to their"]),
+    "another class of metrics": (lambda: _compiled(metrics=[keras.metrics.AUC()]), ["metrics", "auc", "accuracy"]),
+    "no decay": (
+        lambda: _compiled(optimizer=O.SGD(O.schedules.ExponentialDecay(0.1, 10, 0))),
+        ["ExponentialDecay", "decay_rate above 0, got 0"],
+    ),
+    "fractional stairs": (
+        lambda: _compiled(optimizer=O.SGD(O.schedules.ExponentialDecay(0.1, 2.5, 0.5, staircase=True))),
+        ["ExponentialDecay", "decay_steps of an integer >= 1, got 2.5"],
+    ),
+    "fractional cosine": (
+        lambda: _compiled(optimizer=O.SGD(O.schedules.CosineDecay(0.1, 2.5))),
+        ["CosineDecay", "decay_steps of an integer >= 1, got 2.5"],
+    ),
+    "rising cosine": (
+        lambda: _compiled(optimizer=O.SGD(O.schedules.CosineDecay(0.1, 5, alpha=2.0))),
+        ["CosineDecay", "alpha from 0 to 1, got 2.0"],
+    ),
     "settings of a metric": (
         lambda: _compiled(metrics=[keras.metrics.BinaryAccuracy(threshold=0.3)]), ["binary_accuracy", "0.3"],
     ),
@@ -416,6 +436,41 @@ def test_settings_that_are_refused(name):
         fbk.trainer_from_keras(make())
     for word in ("trainer_from_keras", *words):
         assert word in str(caught.value)
+
+
+GIVEN = {
+    "loss": (lambda: _compiled(loss="log_cosh"), ops.losses.MAE(semantics="keras")),
+    "optimizer": (
+        lambda: _compiled(optimizer=O.SGD(O.schedules.PiecewiseConstantDecay([10], [0.1, 0.01]))),
+        ops.optimizers.Adam(lr=fb.schedules.Step(0.1, 5)),
+    ),
+    "another optimizer": (lambda: _compiled(optimizer="adadelta"), ops.optimizers.SGD(lr=0.1)),
+    "metrics": (lambda: _compiled(metrics=["auc"]), ["mae"]),
+    "max_grad_norm": (lambda: _compiled(optimizer=O.SGD(0.1, clipnorm=1.0)), 2.0),
+    "clip_value": (lambda: _compiled(optimizer=O.SGD(0.1, clipvalue=1.0)), 0.5),
+    "gradient_accumulation_steps": (lambda: _compiled(optimizer=O.SGD(0.1, gradient_accumulation_steps=2)), 3),
+    "semantics": (lambda: _compiled(optimizer=O.SGD(0.1)), "torch"),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_what_is_given_is_not_read_from_the_model(name):
+    make, value = GIVEN[name]
+    keyword = name.removeprefix("another ")
+    trainer = fbk.trainer_from_keras(make(), **{keyword: value})
+    assert (list(trainer.metrics) if keyword == "metrics" else getattr(trainer, keyword)) == value
+    trainer.step(_x(), np.ones((BATCH, 3), np.float32))
+
+
+class _NoConfig(O.schedules.LearningRateSchedule):
+    def __call__(self, step):
+        return 0.1
+
+
+def test_a_schedule_that_cannot_be_written_down():
+    theirs = _compiled(optimizer=O.SGD(_NoConfig()), metrics=[keras.metrics.mean_squared_error], loss_weights=2.0)
+    trainer = fbk.trainer_from_keras(theirs, optimizer=ops.optimizers.SGD(lr=0.1), loss="mse")
+    assert list(trainer.metrics) == ["mse"]
 
 
 def test_models_that_keras_does_not_have():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 from .. import ops
-from ..errors import ArgumentError, named_keywords, unknown_name
+from ..errors import ArgumentError, as_float, named_keywords, unknown_name
 from ..layers import layout
 from ..schedules import Cosine, Exponential, Schedule, Step
 from ..training import Trainer
@@ -52,7 +54,8 @@ def trainer_from_keras(model, **options: Any) -> Trainer:
         SGD, Adam, AdamW, Nadam, RMSprop, Adagrad or Lion, whose learning rate is a number, ExponentialDecay or
         CosineDecay; metrics that are accuracy, top_k, mse or mae, by name or as objects.
     **options
-        Keywords of :class:`fastbatch.Trainer`, which go before what the model says.
+        Keywords of :class:`fastbatch.Trainer`, which stand for what the model says of them; that is not read then. An
+        `optimizer` has its own `frozen`, too.
 
     Returns
     -------
@@ -76,36 +79,57 @@ def trainer_from_keras(model, **options: Any) -> Trainer:
                 f"trainer_from_keras: {path}: expected trainable=True, got False, for which Keras normalizes by moving "
                 "statistics in training, too"
             )
-    loss = _loss(keras, model.loss, found)
-    config = model.get_compile_config()
-    if config["loss_weights"] is not None:
-        raise ArgumentError(f"trainer_from_keras: expected loss_weights=None, got {config['loss_weights']!r}")
-    given = {"semantics": "keras", **_limits(model.optimizer)}
-    given["optimizer"] = _optimizer(keras, model.optimizer, found)
-    metrics = [*_flat(config["metrics"]), *_flat(config["weighted_metrics"])]
-    given["metrics"] = list(dict.fromkeys(map(_metric, metrics)))
-    return Trainer(model_of(found), loss, **{**given, **options})
+    told = model._compile_config.config  # as it was given: get_compile_config() asks all of it for a get_config
+    optimizer = model.optimizer
+    parts: dict[str, Callable[[], Any]] = {
+        "loss": lambda: _loss(keras, model.loss, told["loss_weights"], found),
+        "optimizer": lambda: _optimizer(keras, optimizer, found),
+        "metrics": lambda: _metrics(keras, told),
+        "max_grad_norm": lambda: _max_grad_norm(optimizer),
+        "clip_value": lambda: optimizer.clipvalue,
+        "gradient_accumulation_steps": lambda: optimizer.gradient_accumulation_steps or 1,
+        "semantics": lambda: "keras",
+    }
+    return Trainer(model_of(found), **{name: part() for name, part in parts.items() if name not in options}, **options)
+
+
+def _metrics(keras: Any, told: dict[str, Any]) -> list[str]:
+    given = [*_flat(told["metrics"]), *_flat(told["weighted_metrics"])]
+    return list(dict.fromkeys(_metric(keras, metric) for metric in given))
 
 
 def _flat(metrics) -> list:
     return [] if metrics is None else list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
 
 
-def _metric(given) -> str:
-    """Of a name, or of what Keras writes of an object."""
-    settings = {}
-    if isinstance(given, dict) and "class_name" in given:
-        settings = {key: value for key, value in given["config"].items() if key not in ("name", "dtype")}
-        given = re.sub(r"(?<=[a-zK])(?=[A-Z])", "_", given["class_name"]).lower()
-    if not isinstance(given, str) or given not in METRICS:
-        raise unknown_name("trainer_from_keras: metrics", given, METRICS)
+def _metric(keras: Any, given) -> str:
+    where = "trainer_from_keras: metrics"
+    if (name := getattr(given, "__name__", "")) and getattr(keras.metrics, name, None) is given:
+        given = name
+    if isinstance(given, str) and given in METRICS:
+        return METRICS[given]
+    name = type(given).__name__
+    if not isinstance(given, keras.metrics.Metric) or type(given) is not getattr(keras.metrics, name, None):
+        raise unknown_name(
+            where, getattr(given, "__name__", given if isinstance(given, (str, list)) else name), METRICS
+        )
+    if name == "Accuracy":
+        raise ArgumentError(
+            f"{where}: expected 'accuracy', got Accuracy(), which counts outputs that are equal to their targets"
+        )
+    key = re.sub(r"(?<=[a-zK])(?=[A-Z])", "_", name).lower()
+    if key not in METRICS:
+        raise unknown_name(where, key, METRICS)
+    settings = {key: value for key, value in given.get_config().items() if key not in ("name", "dtype")}
     if settings.items() - {"threshold": 0.5, "k": 5}.items():
-        raise ArgumentError(f"trainer_from_keras: metrics ({given}): expected Keras' defaults, got {settings}")
-    return METRICS[given]
+        raise ArgumentError(f"{where} ({key}): expected Keras' defaults, got {settings}")
+    return METRICS[key]
 
 
-def _loss(keras: Any, given, found: Found) -> ops.Loss:
+def _loss(keras: Any, given, weights, found: Found) -> ops.Loss:
     where = "trainer_from_keras: loss"
+    if weights is not None:
+        raise ArgumentError(f"trainer_from_keras: expected loss_weights=None, got {weights!r}")
     loss = keras.losses.get(given) if isinstance(given, str) else given
     if not isinstance(loss, keras.losses.Loss):  # a function stands for the class of its name
         loss = next((cls() for name in LOSSES if (cls := getattr(keras.losses, name))().fn is loss), loss)
@@ -134,17 +158,13 @@ def _loss(keras: Any, given, found: Found) -> ops.Loss:
     return ops.losses.MSE() if name == "MeanSquaredError" else ops.losses.MAE()
 
 
-def _limits(optimizer) -> dict[str, Any]:
-    config = optimizer.get_config()
-    for name in ("clipnorm", "use_ema", "loss_scale_factor"):
-        if config.get(name):
-            hint = "; global_clipnorm is max_grad_norm" if name == "clipnorm" else ""
-            raise ArgumentError(f"trainer_from_keras: optimizer: expected {name} not set, got {config[name]!r}{hint}")
-    return {
-        "max_grad_norm": config.get("global_clipnorm"),
-        "clip_value": config.get("clipvalue"),
-        "gradient_accumulation_steps": config.get("gradient_accumulation_steps") or 1,
-    }
+def _max_grad_norm(optimizer) -> float | None:
+    if optimizer.clipnorm:
+        raise ArgumentError(
+            f"trainer_from_keras: optimizer: expected clipnorm not set, got {optimizer.clipnorm!r}; global_clipnorm is "
+            "max_grad_norm"
+        )
+    return optimizer.global_clipnorm
 
 
 def _optimizer(keras: Any, optimizer, found: Found) -> ops.Optimizer:
@@ -152,6 +172,9 @@ def _optimizer(keras: Any, optimizer, found: Found) -> ops.Optimizer:
     where = f"trainer_from_keras: optimizer ({name})"
     if name not in OPTIMIZERS or not isinstance(optimizer, getattr(keras.optimizers, name)):
         raise unknown_name("trainer_from_keras: optimizer", name, OPTIMIZERS)
+    for setting in ("use_ema", "loss_scale_factor"):
+        if config.get(setting):
+            raise ArgumentError(f"trainer_from_keras: optimizer: expected {setting} not set, got {config[setting]!r}")
     ours, keywords = OPTIMIZERS[name]
     numbers: dict[str, Any] = {here: config[there] for there, here in keywords.items() if here}
     if "beta_1" in keywords:
@@ -183,13 +206,25 @@ def _rate(given, where: str) -> float | Schedule:
         return float(given)
     name, config = given["class_name"], given["config"]
     lr = config.get("initial_learning_rate")
+    where = f"{where}: learning_rate ({name})"
+
+    def number(setting: str, expected: str, fits: Callable[[float], bool]) -> float:
+        value = as_float(config[setting])
+        if not fits(value):
+            raise ArgumentError(f"{where}: expected {setting} {expected}, got {config[setting]!r}")
+        return value
+
+    def steps() -> int:
+        return int(number("decay_steps", "of an integer >= 1", lambda n: n >= 1 and n.is_integer()))
+
     if name == "ExponentialDecay":
+        rate = number("decay_rate", "above 0", lambda rate: 0 < rate < math.inf)
         if config["staircase"]:
-            return Step(lr, config["decay_steps"], config["decay_rate"])
-        return Exponential(lr, config["decay_rate"] ** (1 / config["decay_steps"]))
+            return Step(lr, steps(), rate)
+        return Exponential(lr, rate ** (1 / config["decay_steps"]))
     if name == "CosineDecay" and config["warmup_target"] is None:
-        return Cosine(lr, config["decay_steps"], config["alpha"] * lr)
+        return Cosine(lr, steps(), number("alpha", "from 0 to 1", lambda share: 0 <= share <= 1) * lr)
     raise ArgumentError(
-        f"{where}: expected a number, ExponentialDecay or CosineDecay without warmup as learning_rate, got {name} "
-        f"{config}; fastbatch.schedules has others, for optimizer="
+        f"{where}: expected a number, ExponentialDecay or CosineDecay without warmup, got {config}; "
+        "fastbatch.schedules has others, for optimizer="
     )
