@@ -172,6 +172,44 @@ def test_schedulers_that_work_on_others():
         twins.agree()
 
 
+@pytest.mark.parametrize("split", [False, True], ids=["one group", "two groups"])
+@pytest.mark.parametrize("others", ["all", "first", "last"])
+@pytest.mark.parametrize("rate", [np.nan, np.inf, -np.inf, -1.0, -1e-300, "a", "1", None, [0.1], torch.tensor(np.nan)])
+def test_a_rate_that_is_none(rate, others, split):
+    """Nothing is trained, on the fast path nor the careful one; a right rate goes on."""
+
+    def sgd(module):
+        groups = [{"params": [*module[0].parameters()]}, {"params": [*module[-1].parameters()], "lr": 0.02}]
+        return torch.optim.SGD(groups if split else module.parameters(), lr=0.01)
+
+    module = _module()
+    step, optimizer = _fused(module, optimizer=sgd)
+    x, y = (rows[0] for rows in _rows(steps=1))
+    step(x, y)
+    then = [group["lr"] for group in optimizer.param_groups]
+    before = copy.deepcopy(module.state_dict())
+    changed = optimizer.param_groups[{"all": slice(None), "first": slice(1), "last": slice(-1, None)}[others]]
+    for group in changed:
+        group["lr"] = rate
+    for weight in (None, None, torch.ones(len(x))):
+        with pytest.raises(fb.ArgumentError, match=r"^step: optimizer, lr: expected a finite number >= 0, got "):
+            step(x, y, weight)
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    for group, lr in zip(optimizer.param_groups, then):
+        group["lr"] = lr
+    step(x, y)
+    assert not torch.equal(module[0].weight, before["0.weight"])
+
+
+def test_a_rate_that_is_none_at_fuse():
+    module = _module()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    optimizer.param_groups[0]["lr"] = np.nan
+    with pytest.raises(fb.ArgumentError, match=r"^fuse: optimizer, lr: expected a finite number >= 0, got nan"):
+        fbt.fuse(module, nn.MSELoss(), optimizer)
+
+
 def test_momentum_that_comes_and_goes_takes_a_new_fuse():
     twins = Twins(_module(), lambda module: torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9))
     for k, (x, y) in enumerate(zip(*_rows(steps=9))):

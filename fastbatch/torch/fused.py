@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
+from math import inf
 from operator import attrgetter
 from typing import Any
 
@@ -99,6 +100,20 @@ def _dtype(tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
+def _rate(given, caller: str) -> float:
+    """A rate of torch's, which may be a tensor of one element."""
+    if isinstance(given, (str, bytes)) or not hasattr(given, "__float__"):
+        raise _no_rate(given, caller)
+    rate = float(given)
+    if not 0 <= rate < inf:
+        raise _no_rate(given, caller)
+    return rate
+
+
+def _no_rate(given, caller: str) -> ArgumentError:
+    return ArgumentError(f"{caller}: optimizer, lr: expected a finite number >= 0, got {given!r}")
+
+
 class FusedStep:
     """What :func:`fuse` returns.
 
@@ -137,7 +152,7 @@ class FusedStep:
         self._check_tensors("fuse")
         self._names = {id(link.tensor): link.name for link in self._links if link.name}
         self._scalar = np.float64 if torch.get_default_dtype() is torch.float64 else np.float32  # of counts, as torch's
-        self.trainer = Trainer(model, loss, self._described(), **options)
+        self.trainer = Trainer(model, loss, self._described("fuse"), **options)
         model.loss = loss  # what the fast path of Trainer.step asks for
         self._slots = self._slots_now()
         self._fast_step: Callable[[Any, Any, float], float | None] = self.trainer._program.fast_step
@@ -194,7 +209,9 @@ class FusedStep:
             self._retune()
         lr = groups[self._leader]["lr"]
         if type(lr) is not float:
-            lr = float(lr)
+            lr = _rate(lr, "step")
+        elif not 0 <= lr < inf:
+            raise _no_rate(lr, "step")
         loss = self._fast_step(x, y, lr) if sample_weight is None else None
         if loss is None:
             loss = self._careful(x, y, sample_weight, lr)
@@ -311,7 +328,7 @@ class FusedStep:
 
     def _retune(self) -> None:
         look, self._look = self._look, bool  # until this succeeds, no step is taken
-        described = self._described()
+        described = self._described("step")
         if described.slots != self.trainer.optimizer.slots:
             kept = [", ".join(filter(None, slots)) or "none" for slots in (self._slots, self._slots_now())]
             raise ArgumentError(
@@ -328,21 +345,22 @@ class FusedStep:
 
     def _in_proportion(self, groups) -> bool:
         """Whether all that has changed are rates, in proportion: most schedulers move those of all groups alike."""
-        leader, then = groups[self._leader]["lr"], self._groups_then
-        for group, past, share in zip(groups, then, self._shares):
-            if abs(group["lr"] - share * leader) > 1e-13 * abs(group["lr"]) or (leader == 0 and group["lr"] != 0):
+        rates, then = [_rate(group["lr"], "step") for group in groups], self._groups_then
+        leader = rates[self._leader]
+        for rate, group, past, share in zip(rates, groups, then, self._shares):
+            if abs(rate - share * leader) > 1e-13 * rate or (leader == 0 and rate != 0):
                 return False
             past["lr"] = group["lr"]
         return groups == then
 
-    def _described(self):
+    def _described(self, caller: str):
         """The optimizer as it is now; remembers by what it would be seen to change."""
         groups, rule, members = self.optimizer.param_groups, self._rule, []
         for i, group in enumerate(groups):
             for p in group["params"]:
                 if id(p) not in self._names:
                     raise ArgumentError(
-                        f"fuse: optimizer, group {i}: expected parameters of the module, got one of shape "
+                        f"{caller}: optimizer, group {i}: expected parameters of the module, got one of shape "
                         f"{tuple(p.shape)} that no supported submodule holds"
                     )
             members.append([self._names[id(p)] for p in group["params"]])
@@ -354,13 +372,15 @@ class FusedStep:
         for name, p, _ in self._active:
             if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
                 raise ArgumentError(
-                    f"fuse: {named(self._paths[name])} has gradient hooks, which fused steps would not call"
+                    f"{caller}: {named(self._paths[name])} has gradient hooks, which fused steps would not call"
                 )
         learnt = [name for name in self._tensors_of_model if not name.endswith((".mean", ".var"))]
         frozen: tuple[int | str, ...] = tuple(name for name in learnt if name not in trained)
         if not trained:
-            raise ArgumentError("fuse: expected an optimizer of parameters that require a gradient, got none of them")
-        rates = [float(group["lr"]) for group in groups]
+            raise ArgumentError(
+                f"{caller}: expected an optimizer of parameters that require a gradient, got none of them"
+            )
+        rates = [_rate(group["lr"], caller) for group in groups]
         self._leader = rates.index(max(rates))
         self._shares = [rate / rates[self._leader] if rates[self._leader] else 1.0 for rate in rates]
         described = rule.describe(groups, members, frozen, self._shares)
