@@ -27,8 +27,9 @@ pytestmark = pytest.mark.torch
 def _dropped(rate=0.0):
     torch.manual_seed(1)
     return nn.Sequential(
-        nn.Sequential(nn.Linear(INPUTS, 8), nn.Tanh()), nn.Dropout(rate), nn.LayerNorm(8), nn.Linear(8, OUTPUTS)
-    )
+        nn.Sequential(nn.Linear(INPUTS, 8), nn.Tanh()), nn.Dropout(rate), nn.LayerNorm(8), nn.Linear(8, OUTPUTS),
+        nn.LeakyReLU(),
+    )  # fmt: skip
 
 
 def _fused(module, loss_fn=None, optimizer=_adam):
@@ -48,6 +49,9 @@ CHANGES = {
     ),
     "a hook": (lambda m, o: m[0][1].register_forward_hook(print), r"module.0.1 \(Tanh\) has forward hooks"),
     "a hook of a chain": (lambda m, o: m[0].register_forward_pre_hook(print), r"\(Sequential\) has forward pre"),
+    "another slope": (lambda m, o: setattr(m[4], "negative_slope", 0.9), r"module.4: .*got Leaky.*slope=0.9"),
+    "a forward of a layer": (lambda m, o: setattr(m[4], "forward", abs), r"module.4 .* has a forward of"),
+    "a forward of a chain": (lambda m, o: setattr(m[0], "forward", abs), r"module.0 .* has a forward of"),
     "a hook of the optimizer": (lambda m, o: o.register_step_post_hook(print), "the optimizer has step post hooks"),
     "shared memory": (lambda m, o: m.share_memory(), "module.0.0.weight lies in memory that processes share"),
     "a dtype": (lambda m, o: m.double(), "module.0.0.weight: expected .*float32.*got .*float64"),
@@ -106,6 +110,19 @@ def test_eval_and_back():
         module.train()
         step(x, y)
         module.eval()
+
+
+def test_a_hook_of_a_gradient_is_seen_when_something_else_has_changed():
+    module = _dropped()
+    step, optimizer = _fused(module)
+    x, y = (rows[0] for rows in _rows(steps=1))
+    step(x, y)
+    handle = module[3].weight.register_hook(abs)
+    optimizer.param_groups[0]["betas"] = (0.8, 0.99)
+    with pytest.raises(fb.ArgumentError, match=r"^step: module\.3\.weight has gradient hooks"):
+        step(x, y)
+    handle.remove()
+    step(x, y)
 
 
 def test_hooks_for_all_modules():

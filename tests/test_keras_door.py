@@ -442,9 +442,9 @@ GIVEN = {
     "loss": (lambda: _compiled(loss="log_cosh"), ops.losses.MAE(semantics="keras")),
     "optimizer": (
         lambda: _compiled(optimizer=O.SGD(O.schedules.PiecewiseConstantDecay([10], [0.1, 0.01]))),
-        ops.optimizers.Adam(lr=fb.schedules.Step(0.1, 5)),
+        ops.optimizers.Adam(lr=fb.schedules.Step(0.1, 5), semantics="keras"),
     ),
-    "another optimizer": (lambda: _compiled(optimizer="adadelta"), ops.optimizers.SGD(lr=0.1)),
+    "another optimizer": (lambda: _compiled(optimizer="adadelta"), ops.optimizers.SGD(lr=0.1, semantics="keras")),
     "metrics": (lambda: _compiled(metrics=["auc"]), ["mae"]),
     "max_grad_norm": (lambda: _compiled(optimizer=O.SGD(0.1, clipnorm=1.0)), 2.0),
     "clip_value": (lambda: _compiled(optimizer=O.SGD(0.1, clipvalue=1.0)), 0.5),

@@ -71,9 +71,9 @@ class Found:
     hooks : list of dict
         Where hooks would be, all of them empty.
     chains : list of dict
-        The parts of every Sequential.
+        The parts and attributes of every Sequential.
     settings : list of dict
-        Attributes of parts whose settings are changed in the middle of training: Dropout and norms.
+        Attributes of all other parts, settings among them.
     """
 
     layers: list[Layer] = field(default_factory=list)
@@ -131,8 +131,7 @@ def read(module, caller: str) -> Found:
         where = f"{caller}: {named(path)}"
         layer, width = _layer(torch, part, where)
         _take_hooks(part, HOOKS, found, f"{where} ({type(part).__name__})")
-        if isinstance(part, (torch.nn.Dropout, torch.nn.LayerNorm, torch.nn.BatchNorm1d)):
-            found.settings.append(vars(part))
+        found.settings.append(vars(part))
         if width is not None:
             if not found.input_size:
                 found.input_size = checks.count(f"{where}: inputs", width)
@@ -182,7 +181,7 @@ def _leaves(torch: ModuleType, module, path: str, found: Found, caller: str) -> 
     where = f"{caller}: {named(path)} ({kind.__name__})"
     chain = isinstance(module, nn.Sequential)
     if chain and (kind.forward, kind.__call__) == (nn.Sequential.forward, nn.Module.__call__):  # subclasses, too
-        found.chains.append(module._modules)
+        found.chains += [module._modules, vars(module)]
     elif kind.__module__.split(".")[0] != "torch" or chain or next(module.children(), None) is not None:
         raise ArgumentError(
             f"{where}: expected torch's own layers in nn.Sequential, got a class whose forward may do "
