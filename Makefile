@@ -33,7 +33,7 @@ endef
 $(eval $(call ulp_of,ulp,$$(CC)))
 $(eval $(call ulp_of,ulp-arm,$$(ARM_CC)))
 
-.PHONY: help build test test-all test-simulated test-gpu test-driver test-arm ulp ulp-arm bench lint format sanitize clean
+.PHONY: help build test test-all test-simulated test-compiled test-gpu test-driver test-arm ulp ulp-arm bench lint format sanitize clean
 .PHONY: help build test bench peers growth grid memory readme lint format sanitize clean
 
 help:  ## this list
@@ -51,6 +51,9 @@ test-all:  ## all tests, the exhaustive ones with them
 
 test-simulated:  ## kernels of the cuda backend in numba-cuda's simulator; needs fastbatch[cuda], no GPU
 	NUMBA_ENABLE_CUDASIM=1 $(PYTHON) -m pytest tests/test_cuda_device.py $(ARGS)
+
+test-compiled:  ## every kernel of the cuda backend through NVIDIA's compilers; needs fastbatch[cuda], no GPU (12 minutes)
+	$(PYTHON) -m pytest -m gpu tests/test_cuda.py $(ARGS)
 
 # The sanitizer watches few tests, being some 50 times slower.
 test-gpu:  ## the cuda backend on this machine's GPU; under compute-sanitizer, too, where that is installed

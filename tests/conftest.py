@@ -80,7 +80,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
     for item in items:
-        tier = "exhaustive" if item.get_closest_marker("exhaustive") else "default"
+        tier = next((name for name in ("exhaustive", "gpu") if item.get_closest_marker(name)), "default")
         for name in dict(item.user_properties)["subjects"]:
             _left[name, item.location[0]][f"not selected ({tier} tier)"] += 1
 

@@ -135,12 +135,13 @@ def check_compiled(capability: str, real: str, nets: int, tiles: str) -> int:
 
 
 @needs_package
+@pytest.mark.exhaustive
 def test_kernels_compile_for_a_gpu_that_is_not_here():
     assert check_compiled("9.0", "float32", 1, "small") >= 15
 
 
 @needs_package
-@pytest.mark.exhaustive
+@pytest.mark.gpu
 @pytest.mark.parametrize(("capability", "real"), [("9.0", "float32"), ("8.0", "float64")])
 def test_every_kernel_compiles(capability, real):
     assert check_compiled(capability, real, 99, "large,small") >= 90
