@@ -11,7 +11,7 @@ import numpy as np
 
 from . import threads
 from ._version import __version__
-from .backends import DEVICE_FLOPS, backends, default_name, get
+from .backends import DEVICE_FLOPS, backends, default_name, get, gpu
 from .cpus import available
 
 __all__ = ["Info", "info"]
@@ -55,12 +55,13 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _of_device(rows: list[dict[str, object]]) -> str:
+def _of_device() -> str:
     """When "auto" takes the GPU instead; nothing where there is none."""
-    if not any(row["name"] == "cuda" and row["available"] for row in rows) or not get("cuda").is_real:  # type: ignore[attr-defined]
+    device = gpu()
+    if device is None:
         return ""
     return (
-        f"; cuda on {get('cuda').device} trains networks of {DEVICE_FLOPS / 1e6:.0f} MFLOP a row and more, "  # type: ignore[attr-defined]
+        f"; cuda on {device.device} trains networks of {DEVICE_FLOPS / 1e6:.0f} MFLOP a row and more, "
         "and any with backend='cuda'"
     )
 
@@ -79,7 +80,7 @@ def info() -> Info:
     if wanted != "auto":
         why = "set_backend or environment FASTBATCH_BACKEND"
     elif chosen == "c":
-        why = f"the compiled kernels, float32 and float64{_of_device(rows)}"
+        why = f"the compiled kernels, float32 and float64{_of_device()}"
     elif chosen == "numba":
         why = (
             "the C kernels are missing, see below; Numba compiles others, up to 2 times slower, for some 30 s on first "

@@ -8,7 +8,7 @@ import pytest
 from cases import SUBJECTS, DenseCase, parametrize, rng_of
 
 import fastbatch as fb
-from fastbatch.backends import get, is_available
+from fastbatch.backends import get, gpu
 
 pytest.importorskip("numba_cuda")
 
@@ -17,7 +17,7 @@ from fastbatch.backends.cuda.shim import Graph, cuda
 
 pytestmark = pytest.mark.gpu
 
-if not is_available("cuda") or not get("cuda").is_real:
+if gpu() is None:
     pytest.skip("no GPU", allow_module_level=True)
 
 SUBJECTS["cuda"] = get("cuda")

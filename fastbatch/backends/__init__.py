@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
+from typing import TYPE_CHECKING, cast
 
 from ..errors import BackendError, did_you_mean, named_fields
 from ..plan import Plan
 from ..protocol import Backend
 
-__all__ = ["backends", "default_name", "get", "is_available", "select", "set_backend"]
+if TYPE_CHECKING:
+    from .cuda import Cuda
+
+__all__ = ["backends", "default_name", "get", "gpu", "is_available", "select", "set_backend"]
 
 # name -> (module, class, device, what to do where it cannot be imported); the order is the preference of "auto"
 _TABLE = {
@@ -77,6 +81,12 @@ def get(name: str) -> Backend:
     return found
 
 
+def gpu() -> Cuda | None:
+    """The cuda backend where there is a GPU; None without one, and in the simulator."""
+    found = _load("cuda")
+    return None if isinstance(found, str) or not cast("Cuda", found).is_real else cast("Cuda", found)
+
+
 def default_name() -> str:
     """What "auto" starts from: `set_backend`, FASTBATCH_BACKEND, or "auto"."""
     return _requested or _check_name(os.environ.get("FASTBATCH_BACKEND") or "auto")
@@ -104,9 +114,9 @@ def select(name: str, plan: Plan, training: bool = True) -> Backend:
     if os.environ.get("FASTBATCH_TARGET"):
         get("c")  # a target was asked for: without it an error, not another backend
     elif training and plan.flops_per_row >= DEVICE_FLOPS:
-        found = _load("cuda")
-        if not isinstance(found, str) and found.is_real and found.supports(plan) is None:  # type: ignore[attr-defined]
-            return found
+        device = gpu()
+        if device is not None and device.supports(plan) is None:
+            return device
     # one after the other: Numba takes half a second to import
     candidates = (found for found in map(_load, _TABLE) if not isinstance(found, str))
     chosen = next(backend for backend in candidates if backend.supports(plan) is None)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from ... import ops
 from ...errors import BackendError
 from ...plan import Plan
-from ...protocol import Program, State, Sums
+from ...protocol import Program, State
 from .. import scalars
 from . import kernels, shim, shuffle
 from .steps import Steps
 
 __all__ = ["Cuda"]
-
-Array = np.ndarray
 
 
 class Cuda:
@@ -52,32 +47,11 @@ class Cuda:
                 return f"{formula.name!r} is compiled for the CPU; backends 'c' and 'numba' run it"
         return None
 
-    def dense_forward(
-        self, x: Array, w: Array, b: Array | None, activation: ops.Activation, a: Array, z: Array | None
-    ) -> None:
-        kernels.dense_forward(x, w, b, activation, a, z)
-
-    def dense_backward(
-        self,
-        da: Array,
-        x: Array,
-        w: Array,
-        saved: Array | None,
-        activation: ops.Activation,
-        dw: Array,
-        db: Array | None,
-        dx: Array | None,
-    ) -> None:
-        kernels.dense_backward(da, x, w, saved, activation, dw, db, dx)
-
-    def loss(self, a: Array, y: Array, loss: ops.Loss, weight: Array | None, da: Array) -> Sums:
-        return kernels.loss(a, y, loss, weight, da)
-
-    def update(self, optimizer: ops.Optimizer, p: Array, g: Array, slots: Array, t: int, lr: float) -> None:
-        kernels.update(optimizer, p, g, slots, t, lr)
-
-    def permutation(self, n: int, seed: int, epoch: int) -> Array:
-        return shuffle.permutation(n, seed, epoch)
+    dense_forward = staticmethod(kernels.dense_forward)
+    dense_backward = staticmethod(kernels.dense_backward)
+    loss = staticmethod(kernels.loss)
+    update = staticmethod(kernels.update)
+    permutation = staticmethod(shuffle.permutation)
 
     def program(self, plan: Plan, state: State, num_threads: int | None) -> Program | None:
         return None
