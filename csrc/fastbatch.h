@@ -139,16 +139,16 @@ typedef struct fb_kernels {
     /* The same of one-hot rows and other labels; part[r] += rest[r], times per_output[label] where given. */
     void (*mix_labels)(int64_t rows, int64_t width, const int64_t *labels, const int64_t *index, const void *per_output,
                        const double *share, const double *rest, void *dst, int64_t dst_ld, double *part);
-    /* z (B, O) = x w + b; a = activation(z), which may be the same memory. 2BIO flops.
+    /* Columns [begin, end) of z (B, O) = x w + b; a = activation(z), which may be the same memory. 2BI(end - begin) flops.
      * |error of z| <= gamma(I + 1) (|x| |w| + |b|), gamma(n) = n u / (1 - n u), for any target. */
     void (*dense_forward)(int64_t rows, int64_t inputs, int64_t outputs, const void *x, int64_t x_ld, const void *w,
-                          const void *b, int activation, void *z, void *a, int64_t out_ld);
+                          const void *b, int activation, int64_t begin, int64_t end, void *z, void *a, int64_t out_ld);
     /* a = activation(z), and dz *= slope(saved) */
     void (*activate)(int activation, int64_t rows, int64_t width, const void *z, int64_t z_ld, void *a, int64_t a_ld);
     void (*slope)(int activation, int64_t rows, int64_t width, const void *saved, void *dz, int64_t ld);
-    /* dx (B, I) = dz w^T. 2BIO flops. */
+    /* Columns [begin, end) of dx (B, I) = dz w^T. 2B(end - begin)O flops. */
     void (*dense_backward_rows)(int64_t rows, int64_t inputs, int64_t outputs, const void *dz, int64_t dz_ld,
-                                const void *w, void *dx, int64_t dx_ld);
+                                const void *w, int64_t begin, int64_t end, void *dx, int64_t dx_ld);
     /* Rows [begin, end) of dw = x^T dz, row I being db = the column sums of dz; with `add` on top of what is there.
      * 2B(end - begin)O flops. Like w above, dz is read in whole vectors inside (B, dz_ld) and never beyond. `ahead` may
      * be NULL. */

@@ -6,10 +6,10 @@
 
 #include "fastbatch.h"
 
-typedef struct lane { /* what one thread tells the others; a cache line each */
+typedef struct lane { /* what one thread tells the others; two cache lines each, which Intel's CPUs fetch together */
     double bound;     /* on any element of the gradient sum over its rows, or its share's largest element */
     int loss_bad, gradient_bad;
-    char pad[64 - sizeof(double) - 2 * sizeof(int)];
+    char pad[128 - sizeof(double) - 2 * sizeof(int)];
 } lane;
 
 typedef struct frame {

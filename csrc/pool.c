@@ -162,8 +162,9 @@ static void *work(void *argument)
 
 static void start_helpers(int wanted, const affinity *cpus)
 {
-    sigset_t all, before; /* signals belong to the application's threads */
+    sigset_t all, before; /* signals belong to the application's threads, but for those of one's own mistakes */
     sigfillset(&all);
+    sigdelset(&all, SIGSEGV), sigdelset(&all, SIGBUS), sigdelset(&all, SIGFPE), sigdelset(&all, SIGILL);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     while (pool.started < wanted && pool.started < MAX_HELPERS) {
         helper *h = &pool.helpers[pool.started];

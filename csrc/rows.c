@@ -1,5 +1,6 @@
 /* Phase A, by batch rows: gather, forward, loss, deltas. Rows are independent, so there is no barrier between stages;
- * but for norms over rows, whose statistics are shared out by columns between two barriers. */
+ * but for what is shared out by columns between two barriers: products whose weights are more than their rows, and the
+ * statistics of norms over rows. */
 #include "frame.h"
 
 #include <string.h>
@@ -111,12 +112,37 @@ static void norm_forward(const frame *f, char *arena, int64_t i, int64_t base, r
     }
 }
 
+/* Whether a product of so many columns is shared out by columns: a thread reads its columns of w and all rows, instead of
+ * all of w and its rows, so w should be the larger; and it copies what it reads of w for all rows. Narrow panels cost more
+ * than that saves (784-128 of 32 rows on two threads 105 us by columns, 92 by rows; 784-512-256 of 128 rows 1200, 1300), but
+ * where rows do not go round the alternative is a thread that waits. */
+static int by_columns(const frame *f, int64_t columns, crew c)
+{
+    if (c.threads == 1 || in_parts(f->net) || 2 * columns < 3 * c.batch) return 0;
+    return columns >= c.threads * (c.batch < c.threads * f->k->tile_rows ? 32 : 128);
+}
+
+/* Stage i's product of these rows and, of it, these columns. */
+static void product(const frame *f, char *arena, int64_t i, int64_t base, range rows, range columns)
+{
+    const fb_network *net = f->net;
+    const fb_stage *s = &net->stages[i];
+    const int64_t skip = rows.begin * s->out_ld * f->k->size;
+    const int normed = s->gamma >= 0;
+    int64_t ld;
+    const char *x = fb_stage_input(f, arena, i, base, rows.begin, &ld);
+    f->k->dense_forward(rows.end - rows.begin, s->inputs, s->outputs, x, ld, net->parameters + s->w,
+                        s->b >= 0 ? net->parameters + s->b : NULL, (int)s->product_activation, columns.begin, columns.end,
+                        arena + (normed ? s->u : s->z) + skip, arena + (normed ? s->u : s->a) + skip, s->out_ld);
+}
+
 void fb_rows_forward(const frame *f, char *arena, int64_t base, range rows, crew c, uint32_t update)
 {
     const fb_network *net = f->net;
     const fb_kernels *k = f->k;
     const fb_feed *feed = f->feed;
     const int64_t n = rows.end - rows.begin;
+    int met = !in_arena(feed); /* whether the threads have met since the last of them wrote what is read next */
     if (in_arena(feed)) fetch(f, arena, base, rows, update);
     for (int64_t i = 0; i < net->stage_count; i++) {
         const fb_stage *s = &net->stages[i];
@@ -124,11 +150,14 @@ void fb_rows_forward(const frame *f, char *arena, int64_t base, range rows, crew
         char *a = arena + s->a + skip, *out = arena + s->out + skip;
         int64_t ld;
         const char *x = fb_stage_input(f, arena, i, base, rows.begin, &ld);
-        const int normed = s->gamma >= 0;
-        if (s->w >= 0)
-            k->dense_forward(n, s->inputs, s->outputs, x, ld, net->parameters + s->w,
-                             s->b >= 0 ? net->parameters + s->b : NULL, (int)s->product_activation,
-                             arena + (normed ? s->u : s->z) + skip, normed ? arena + s->u + skip : a, s->out_ld);
+        const int normed = s->gamma >= 0, split = s->w >= 0 && by_columns(f, s->outputs, c);
+        if (split) {
+            if (!met) fb_wait_for_all(c.threads);
+            product(f, arena, i, base, (range){0, c.batch}, columns_of(s, c.t, c.threads));
+            fb_wait_for_all(c.threads);
+        } else if (s->w >= 0)
+            product(f, arena, i, base, rows, (range){0, s->outputs});
+        met = split && !normed && s->threshold == 256;
         if (normed) {
             norm_forward(f, arena, i, base, rows, c);
             k->activate((int)s->activation, n, s->out_ld, arena + s->z + skip, s->out_ld, a, s->out_ld);
@@ -243,11 +272,26 @@ void fb_move_running(const frame *f, crew c, char *running)
     }
 }
 
+/* These columns of dx of stage i for all rows; with `slope` times that of the stage below. */
+static void columns_backward(const frame *f, int64_t i, range columns, int64_t rows, int slope)
+{
+    const fb_kernels *k = f->k;
+    const fb_stage *s = &f->net->stages[i], *below = s - 1;
+    char *dx = f->arena + below->dy;
+    const int64_t skip = columns.begin * k->size;
+    k->dense_backward_rows(rows, s->inputs, s->outputs, f->arena + s->dz, s->out_ld, f->net->parameters + s->w,
+                           columns.begin, columns.end, dx, below->out_ld);
+    if (slope && below->saved >= 0)
+        k->slope((int)below->activation, rows, columns.end - columns.begin, f->arena + below->saved + skip, dx + skip,
+                 below->out_ld);
+}
+
 void fb_rows_backward(const frame *f, int64_t base, range rows, crew c, uint32_t update)
 {
     const fb_network *net = f->net;
     const fb_kernels *k = f->k;
     const int64_t n = rows.end - rows.begin;
+    int met = 0, sloped = 0; /* whether the threads have met, as in forward; whether dy has its slope */
     for (int64_t i = net->stage_count - 1; i >= f->first_trained; i--) { /* nothing where all layers are frozen */
         const fb_stage *s = &net->stages[i];
         const int64_t skip = rows.begin * s->out_ld * k->size;
@@ -256,13 +300,22 @@ void fb_rows_backward(const frame *f, int64_t base, range rows, crew c, uint32_t
             k->dropout(n, s->outputs, dy, dy, s->out_ld, net->seed, update, (uint32_t)s->layer,
                        f->first_row + rows.begin, s->threshold);
         /* padding counts as data here, rows become one stretch: it holds numbers that nobody reads */
-        if (s->saved >= 0) k->slope((int)s->activation, n, s->out_ld, f->arena + s->saved + skip, dy, s->out_ld);
+        if (s->saved >= 0 && !sloped)
+            k->slope((int)s->activation, n, s->out_ld, f->arena + s->saved + skip, dy, s->out_ld);
         if (s->gamma >= 0 && (s->w >= 0 || i > f->first_trained)) norm_backward(f, i, base, rows, c);
         if (i == f->first_trained) return;
         const fb_stage *below = s - 1;
         char *dx = f->arena + below->dy + rows.begin * below->out_ld * k->size;
-        if (s->w >= 0)
-            k->dense_backward_rows(n, s->inputs, s->outputs, dz, s->out_ld, net->parameters + s->w, dx, below->out_ld);
+        const int split = s->w >= 0 && by_columns(f, s->inputs, c);
+        if (split && !met) fb_wait_for_all(c.threads);
+        sloped = split && below->threshold == 256; /* dropout comes first */
+        met = sloped && below->gamma < 0;
+        if (split) {
+            columns_backward(f, i, share(s->inputs, 16, c.t, c.threads), c.batch, sloped);
+            fb_wait_for_all(c.threads);
+        } else if (s->w >= 0)
+            k->dense_backward_rows(n, s->inputs, s->outputs, dz, s->out_ld, net->parameters + s->w, 0, s->inputs, dx,
+                                   below->out_ld);
         else
             k->gather(n, s->outputs, dz, s->out_ld * k->size, NULL, dx, below->out_ld);
     }

@@ -28,11 +28,11 @@ cdef extern from "fastbatch.h" nogil:
         const char *target
         int64_t size
         int lanes, tile_rows, tile_vectors
-        void (*dense_forward)(int64_t, int64_t, int64_t, const void *, int64_t, const void *, const void *, int, void *,
-                              void *, int64_t) noexcept nogil
+        void (*dense_forward)(int64_t, int64_t, int64_t, const void *, int64_t, const void *, const void *, int, int64_t,
+                              int64_t, void *, void *, int64_t) noexcept nogil
         void (*slope)(int, int64_t, int64_t, const void *, void *, int64_t) noexcept nogil
-        void (*dense_backward_rows)(int64_t, int64_t, int64_t, const void *, int64_t, const void *, void *,
-                                    int64_t) noexcept nogil
+        void (*dense_backward_rows)(int64_t, int64_t, int64_t, const void *, int64_t, const void *, int64_t, int64_t,
+                                    void *, int64_t) noexcept nogil
         void (*dense_backward_weights)(int64_t, int64_t, int64_t, const void *, int64_t, const void *, int64_t,
                                        int64_t, int64_t, int, void *, void *, void *, void *) noexcept nogil
         void (*loss)(const fb_loss *, int64_t, int64_t, const void *, int64_t, const void *, int64_t, const double *,

@@ -16,7 +16,8 @@ cdef class Kernels:
         cdef address xp = _data(x), wp = _data(w), bp = _data(b), zp = _data(z), ap = _data(a)
         with nogil:
             mode = fp_enter()
-            self.k.dense_forward(rows, inputs, outputs, xp, inputs, wp, bp, activation, zp, ap, outputs)
+            self.k.dense_forward(rows, inputs, outputs, xp, inputs, wp, bp, activation, 0, outputs, zp, ap,
+                                 outputs)
             fp_leave(mode)
 
     def slope(self, int activation, saved, dz):
@@ -39,7 +40,7 @@ cdef class Kernels:
             self.k.dense_backward_weights(rows, inputs, outputs, xp, inputs, zp, outputs, 0,
                                           inputs + (dbp != NULL), 1, dwp, dbp, NULL, NULL)
             if dxp != NULL:
-                self.k.dense_backward_rows(rows, inputs, outputs, zp, outputs, wp, dxp, inputs)
+                self.k.dense_backward_rows(rows, inputs, outputs, zp, outputs, wp, 0, inputs, dxp, inputs)
             fp_leave(mode)
 
     def permutation(self, cnp.ndarray order, uint64_t seed, uint64_t epoch, int64_t begin, int64_t end):

@@ -73,18 +73,20 @@ def inputs_seen(subject: str, x, std: float = 0.25, threads: int = 1, order=None
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
-@pytest.mark.parametrize("width", [1, 3, 4, 16, 29, 130, 300])
+# batches of 64 rows of 1, 5 and 33 units end where the numbers drawn at a time do
+@pytest.mark.parametrize("width, batch", [(1, 64), (3, 8), (5, 64), (16, 8), (29, 8), (33, 64), (130, 8), (300, 8)])
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
-def test_inputs_are_those_of_the_specification(subject, width, dtype):
+def test_inputs_are_those_of_the_specification(subject, width, batch, dtype):
     rng = np.random.default_rng(width)
-    x = rng.integers(0, 5, (21, width)).astype(dtype)
-    rows = [np.arange(8), np.arange(8), np.arange(5)]
+    n = 2 * batch + 5
+    x = rng.integers(0, 5, (n, width)).astype(dtype)
+    rows = [np.arange(batch), np.arange(batch), np.arange(5)]
     noise = np.concatenate([gaussian(5, update, rows[update], width, "float32") for update in range(3)])
-    for order in (None, rng.permutation(21)):
-        got, plain = inputs_seen(subject, x, order=order), 2.0 * (x if order is None else x[order])
+    for order in (None, rng.permutation(n)):
+        got, plain = inputs_seen(subject, x, order=order, batch=batch), 2.0 * (x if order is None else x[order])
         np.testing.assert_allclose(got, plain + np.float32(0.25) * noise, rtol=1e-5, atol=1e-6)
         assert np.abs(got - plain).max() > 0.1
-        assert (inputs_seen(subject, x, 0.0, order=order) == plain).all()
+        assert (inputs_seen(subject, x, 0.0, order=order, batch=batch) == plain).all()
 
 
 @pytest.mark.parametrize("subject", cases.FUSED)

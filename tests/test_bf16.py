@@ -128,13 +128,13 @@ def test_a_program_rounds_operands_and_nothing_else(engine, backend):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("batch", [37, 600])
-def test_bits_do_not_depend_on_threads(engine, batch, backend):
+@pytest.mark.parametrize("batch, sizes", [(37, (40, 100, 65, 20)), (600, (40, 100, 65, 20)), (37, (40, 401, 390, 20))])
+def test_bits_do_not_depend_on_threads(engine, batch, sizes, backend):
     backend(engine)
     x, y = make_data("cross_entropy", 1300, 40, 20)
     found = []
     for count in (1, 2, 3):
-        trainer = make_trainer("cross_entropy", sizes=(40, 100, 65, 20), dropout=0.1, precision="bf16")
+        trainer = make_trainer("cross_entropy", sizes=sizes, dropout=0.1, precision="bf16")
         with fb.set_num_threads(count, exact=True):
             trainer.fit(x, y, batch_size=batch, epochs=1, verbose=False)
             found.append((trainer.model.parameters.copy(), trainer.predict(x)))

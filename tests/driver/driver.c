@@ -152,8 +152,8 @@ static void dense_forward(const fb_kernels *k, test *t)
 {
     const array x = find(t, "x")->as, a = find(t, "a")->as;
     k->dense_forward(x.rows, x.columns, a.columns, at(t, "x"), x.columns, at(t, "w"), at(t, "b"),
-                     row_of(t, "activation", fb_activation_names), at(t, maybe(t, "z") ? "z" : "a"), at(t, "a"),
-                     a.columns);
+                     row_of(t, "activation", fb_activation_names), 0, a.columns, at(t, maybe(t, "z") ? "z" : "a"),
+                     at(t, "a"), a.columns);
 }
 
 static void dense_backward(const fb_kernels *k, test *t)
@@ -165,7 +165,8 @@ static void dense_backward(const fb_kernels *k, test *t)
     k->dense_backward_weights(x.rows, x.columns, dz.columns, at(t, "x"), x.columns, at(t, "dz"), dz.columns, 0,
                               x.columns + (maybe(t, "db") != NULL), 1, at(t, "dw"), at(t, "db"), NULL, NULL);
     if (!maybe(t, "dx")) return;
-    k->dense_backward_rows(x.rows, x.columns, dz.columns, at(t, "dz"), dz.columns, at(t, "w"), at(t, "dx"), x.columns);
+    k->dense_backward_rows(x.rows, x.columns, dz.columns, at(t, "dz"), dz.columns, at(t, "w"), 0, x.columns,
+                           at(t, "dx"), x.columns);
 }
 
 static void activate(const fb_kernels *k, test *t)
