@@ -107,6 +107,7 @@ class Network:
         flops_per_row: float,
         flops_per_step: float,
         allowed: Callable[[int | None, float], int],
+        alone_below: float,
         limit: int | None,
         lock: Lock,
         max_norm: float,

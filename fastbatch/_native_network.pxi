@@ -56,6 +56,11 @@ cdef bint _between(const real *y, int64_t n, double least, double most) noexcept
 _ROWS_OF_SOURCES = {np.dtype(name).str[1:]: row for row, name in enumerate(sources)}
 
 
+# Flops of a step that is over sooner than the interpreter's lock would be handed to another thread and back.
+cdef enum:
+    _BRIEF = 100_000
+
+
 cdef class Network:
     """An fb_network and references to the memory it points into."""
     cdef fb_network net
@@ -70,6 +75,7 @@ cdef class Network:
     cdef int64_t size
     cdef double flops_per_row, flops_per_step
     cdef object allowed, limit
+    cdef double alone_below
     cdef Tuner tuner
     cdef Lock lock
     # of the arena
@@ -84,11 +90,11 @@ cdef class Network:
 
     def __init__(self, str target, parameters, slots, buffers, steps, uint64_t seed, int loss, double loss_parameter,
                  per_output, tuple divisors, segments, bint uniform, norms, units, int64_t inputs, int64_t outputs,
-                 str targets, double flops_per_row, double flops_per_step, allowed, limit, Lock lock, double max_norm,
-                 double clip_value, bint columns_held, bint objective):
+                 str targets, double flops_per_row, double flops_per_step, allowed, double alone_below, limit, Lock lock,
+                 double max_norm, double clip_value, bint columns_held, bint objective):
         """`targets` is what the loss takes, or "masked" for labels that the fast path leaves alone.
 
-        ``allowed(limit, flops)`` is the number of threads for a piece of work.
+        ``allowed(limit, flops)`` is the number of threads for a piece of work: 1 below `alone_below` unless it is exact.
 
         A step costs flops_per_row for each of its rows, and flops_per_step whatever their number. `max_norm` and
         `clip_value` are 0 where nothing is clipped; `columns_held` says whether any stage has a column_norm.
@@ -125,7 +131,7 @@ cdef class Network:
         self.takes_any = targets == "values"
         self.least, self.most = _RANGES[targets]
         self.flops_per_row, self.flops_per_step = flops_per_row, flops_per_step
-        self.allowed = allowed
+        self.allowed, self.alone_below = allowed, alone_below
         self.tuner = Tuner()
         self.limit = limit
         self.lock = lock
@@ -272,6 +278,11 @@ cdef class Network:
         with nogil:
             fb_predict(&self.net, memory, self.arena_bytes, self.rows, &feed, threads)
 
+    cdef int threads_for(self, double flops) except -1:
+        if flops < self.alone_below and not fb_exact():  # what `allowed` says after 90 ns
+            return 1
+        return self.allowed(self.limit, flops)
+
     cdef bint takes(self, object y, int64_t n, fb_feed *feed):
         """Whether `y` can be used as it lies, for `n` rows; then `feed` points to it."""
         cdef lying found
@@ -290,6 +301,10 @@ cdef class Network:
             or (_between(<const float *>feed.y, n * self.outputs, self.least, self.most) if self.kind == cnp.NPY_FLOAT32
                 else _between(<const double *>feed.y, n * self.outputs, self.least, self.most)))
 
+    cdef fb_outcome one_step(self, const fb_feed *feed, double lr, int threads, fb_sums *sums) noexcept nogil:
+        return fb_run(&self.net, self.arena, feed, 0, 1, &lr, 0, threads,
+                      &self.tuner.sizes[self.tuner.size_of(feed.rows)], sums)
+
     def fast_step(self, x, y, double lr):
         """See `Program.fast_step` of protocol.py."""
         cdef fb_feed feed
@@ -297,6 +312,7 @@ cdef class Network:
         cdef fb_outcome outcome
         cdef lying found
         cdef int threads
+        cdef double flops
         if not _lies(x, self.kind, 2, &found) or found.columns != self.inputs:
             return None
         feed.x = found.data
@@ -307,7 +323,8 @@ cdef class Network:
         feed.labels = feed.order = feed.mix_shift = NULL
         feed.weight = feed.mix_share = NULL
         # Python, and so a signal's handler, may run here but not below: it might step this trainer and move the arena
-        threads = self.allowed(self.limit, feed.rows * self.flops_per_row + self.flops_per_step)
+        flops = feed.rows * self.flops_per_row + self.flops_per_step
+        threads = self.threads_for(flops)
         if not self.lock.take():
             return None
         try:
@@ -315,9 +332,11 @@ cdef class Network:
                     or not 0 < feed.rows <= self.rows or not self.takes(y, feed.rows, &feed)):
                 return None
             sums.loss = sums.weight = sums.norm = 0
-            with nogil:
-                outcome = fb_run(&self.net, self.arena, &feed, 0, 1, &lr, 0, threads,
-                                 &self.tuner.sizes[self.tuner.size_of(feed.rows)], &sums)
+            if flops < _BRIEF:
+                outcome = self.one_step(&feed, lr, threads, &sums)
+            else:
+                with nogil:
+                    outcome = self.one_step(&feed, lr, threads, &sums)
             if outcome.status != FB_OK:
                 return None
             self.threads_used = outcome.threads
@@ -333,7 +352,7 @@ cdef class Network:
         if not _lies(x, self.kind, 2, &found) or found.columns != self.inputs:
             return None
         feed.rows = feed.batch = found.rows
-        if not 0 < feed.rows <= self.rows or self.allowed(self.limit, feed.rows * self.flops_per_row) != 1:
+        if not 0 < feed.rows <= self.rows or self.threads_for(feed.rows * self.flops_per_row) != 1:
             return None
         spare = self.take_spare()
         if spare is None:

@@ -15,6 +15,7 @@ __all__ = ["allowed", "follow", "get_num_threads", "limit_from_outside", "reason
 # (measured crossover 1 to 2 MFLOP on two cores; two barriers of 0.05 to 0.2 us each). Where steps are
 # repeated this is the start and the bound, and measuring decides (csrc/tune.c).
 MIN_FLOPS_PER_THREAD = 1_000_000
+ALONE_BELOW = 2 * MIN_FLOPS_PER_THREAD
 
 MAX_THREADS = 64  # FB_MAX_THREADS of csrc/fastbatch.h
 
@@ -128,7 +129,7 @@ def allowed(limit: int | None, flops: float) -> int:
     """Threads for a piece of work of `flops`, under the process-wide bound and the trainer's own `limit`."""
     if _exact:
         return min(_requested or 1, limit or MAX_THREADS, _outside or MAX_THREADS, MAX_THREADS)
-    if flops < 2 * MIN_FLOPS_PER_THREAD:  # first, and without a conversion: a step of a microsecond asks, too
+    if flops < ALONE_BELOW:  # first, and without a conversion: a step of a microsecond asks, too
         return 1
     # available(): more threads than CPUs would spin against each other
     return min(

@@ -74,7 +74,7 @@ def inputs_seen(subject: str, x, std: float = 0.25, threads: int = 1, order=None
 
 @pytest.mark.parametrize("subject", SUBJECTS)
 # batches of 64 rows of 1, 5 and 33 units end where the numbers drawn at a time do
-@pytest.mark.parametrize("width, batch", [(1, 64), (3, 8), (5, 64), (16, 8), (29, 8), (33, 64), (130, 8), (300, 8)])
+@pytest.mark.parametrize(("width", "batch"), [(1, 64), (3, 8), (5, 64), (16, 8), (29, 8), (33, 64), (130, 8), (300, 8)])
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
 def test_inputs_are_those_of_the_specification(subject, width, batch, dtype):
     rng = np.random.default_rng(width)

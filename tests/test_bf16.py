@@ -128,7 +128,9 @@ def test_a_program_rounds_operands_and_nothing_else(engine, backend):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("batch, sizes", [(37, (40, 100, 65, 20)), (600, (40, 100, 65, 20)), (37, (40, 401, 390, 20))])
+@pytest.mark.parametrize(
+    ("batch", "sizes"), [(37, (40, 100, 65, 20)), (600, (40, 100, 65, 20)), (37, (40, 401, 390, 20))]
+)
 def test_bits_do_not_depend_on_threads(engine, batch, sizes, backend):
     backend(engine)
     x, y = make_data("cross_entropy", 1300, 40, 20)

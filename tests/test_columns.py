@@ -1,4 +1,4 @@
-"""Few rows on wide layers: products that threads share out by columns (csrc/rows.c), for any number of threads in one's bits."""
+"""Few rows on wide layers: products that threads share out by columns (csrc/rows.c) have the bits of one thread."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NETWORKS = {
     "ghosts": _layers(fb.BatchNorm(ghost_size=8), fb.Dropout(0.1)),
     "norm-first": [fb.LayerNorm(), *_layers()],
     "dropout-first": [fb.Dropout(0.2), *_layers()],
-    "wide-output": [fb.Dense(WIDTHS[0]), fb.Activation("relu"), fb.Dense(OUTPUTS), fb.Dense(WIDTHS[1]), fb.Dense(OUTPUTS)],
+    "narrow-between": [fb.Dense(WIDTHS[0]), fb.Activation("relu"), fb.Dense(4), fb.Dense(WIDTHS[1]), fb.Dense(OUTPUTS)],
 }
 SETTINGS = {
     "sgd": {"optimizer": fb.SGD(lr=0.01)},

@@ -323,6 +323,7 @@ class FusedProgram:
             share * self._flops_per_row,
             0.0 if share == _FORWARD else self._update_flops,
             threads.allowed,
+            threads.ALONE_BELOW,
             self.num_threads,
             self.lock,
             plan.max_norm or 0.0,
