@@ -215,7 +215,9 @@ def test_targets_are_data(name):
         assert f"#define {word}" in text, f"{name}: no {word}"
 
 
-KERNELS = ("elementwise", "source", "random", "loss", "norm", "update", "dense", "row", "dense_bf16", "measure")
+KERNELS = (
+    "elementwise", "source", "random", "loss", "norm", "update", "dense", "weights", "row", "dense_bf16", "measure",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMED)
