@@ -21,6 +21,10 @@ __all__ = ["SCHEDULES", "Constant", "Cosine", "Exponential", "OneCycle", "Schedu
 
 Array = np.ndarray
 
+# What float32, in which models are trained, holds: a larger rate is infinite there
+LARGEST = float(np.finfo(np.float32).max)
+_RATE = "a finite number >= 0 that float32 can hold", 0, LARGEST
+
 # Updates whose rates are worked out together when one is asked for: 10 us once, 0.3 us for each of the others.
 BLOCK = 512
 
@@ -43,7 +47,7 @@ class Schedule:
         ------
         ArgumentError
             For a negative or non-integer argument, and for rates that are not one number >= 0 for each update, or grow
-            beyond float64.
+            beyond float32.
         """
         first, count = self._integer("first", first, 0), self._integer("count", count, 0)
         t = np.arange(first, first + count, dtype=np.float64)
@@ -53,9 +57,12 @@ class Schedule:
             raise ArgumentError(
                 f"{self}: expected rates of a real dtype and shape {t.shape}, got {rates.dtype} {rates.shape}"
             )
-        bad = ~((rates >= 0) & (rates < np.inf))
+        bad = ~((rates >= 0) & (rates <= LARGEST))
         if bad.any():
-            raise ArgumentError(f"{self}: expected finite rates >= 0, got {rates[bad][0]} at update {int(t[bad][0])}")
+            raise ArgumentError(
+                f"{self}: expected finite rates >= 0 that float32 can hold, got {rates[bad][0]} at update "
+                f"{int(t[bad][0])}"
+            )
         return rates.astype(np.float64, copy=False)
 
     def _rates(self, t: Array) -> Array:
@@ -133,7 +140,7 @@ class Constant(Schedule):
     lr: float
 
     def __post_init__(self) -> None:
-        self._set(lr=self._number("lr", self.lr, "a finite number >= 0", 0))
+        self._set(lr=self._number("lr", self.lr, *_RATE))
 
     def _rates(self, t: Array) -> Array:
         return np.full_like(t, self.lr)
@@ -164,7 +171,7 @@ class Step(Schedule):
 
     def __post_init__(self) -> None:
         self._set(
-            lr=self._number("lr", self.lr, "a finite number >= 0", 0),
+            lr=self._number("lr", self.lr, *_RATE),
             every=self._integer("every", self.every, 1),
             gamma=self._number("gamma", self.gamma, "a finite number > 0", _POSITIVE),
         )
@@ -195,7 +202,7 @@ class Exponential(Schedule):
 
     def __post_init__(self) -> None:
         self._set(
-            lr=self._number("lr", self.lr, "a finite number >= 0", 0),
+            lr=self._number("lr", self.lr, *_RATE),
             gamma=self._number("gamma", self.gamma, "a finite number > 0", _POSITIVE),
         )
 
@@ -232,7 +239,7 @@ class Cosine(Schedule):
     min_lr: float = 0.0
 
     def __post_init__(self) -> None:
-        lr = self._number("lr", self.lr, "a finite number >= 0", 0)
+        lr = self._number("lr", self.lr, *_RATE)
         self._set(
             lr=lr,
             total_steps=self._integer("total_steps", self.total_steps, 1),
@@ -317,7 +324,7 @@ class OneCycle(Schedule):
 
     def __post_init__(self) -> None:
         self._set(
-            max_lr=self._number("max_lr", self.max_lr, "a finite number >= 0", 0),
+            max_lr=self._number("max_lr", self.max_lr, *_RATE),
             total_steps=self._integer("total_steps", self.total_steps, 1),
             pct_start=self._number("pct_start", self.pct_start, "a number in [0, 1]", 0, 1),
             div_factor=self._number("div_factor", self.div_factor, "a finite number >= 1", 1),

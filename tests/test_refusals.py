@@ -42,6 +42,28 @@ def test_integers_beyond_every_float(make):
         make()
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: fb.SGD(lr=1e39),
+        lambda: fb.Adam(weight_decay=1e39),
+        lambda: fb.SGD(lr=0.1, groups={0: {"lr": 1e39}}),
+        lambda: fb.SGD(lr=1e30, groups={0: {"lr_factor": 1e9}}),
+        lambda: fb.schedules.Constant(1e39),
+        lambda: fb.schedules.OneCycle(1e39, 100),
+        lambda: setattr(make_trainer(optimizer=fb.SGD(lr=1e30)), "lr_factor", 1e9),
+    ],
+)
+def test_numbers_beyond_float32(make):
+    with pytest.raises(fb.ArgumentError, match=r"expected .* that float32 can hold.*, got "):
+        make()
+
+
+def test_the_largest_float32_is_a_rate():
+    largest = float(np.finfo(np.float32).max)
+    assert fb.SGD(lr=largest).rate(0) == fb.schedules.Constant(largest)(0) == largest
+
+
 @dataclass(frozen=True)
 class Odd(fb.schedules.Schedule):
     kind: str
@@ -50,11 +72,14 @@ class Odd(fb.schedules.Schedule):
         return {
             "number": 1e-3, "short": np.full(1, 1e-3), "long": np.full(9999, 1e-3), "2-D": np.full((len(t), 1), 1e-3),
             "complex": t * 1j, "none": None, "words": "fast", "negative": t * 0 - 1e-3, "nan": t * np.nan,
+            "huge": t * 0 + 1e39,
         }[self.kind]  # fmt: skip
 
 
 @backends
-@pytest.mark.parametrize("kind", ["number", "short", "long", "2-D", "complex", "none", "words", "negative", "nan"])
+@pytest.mark.parametrize(
+    "kind", ["number", "short", "long", "2-D", "complex", "none", "words", "negative", "nan", "huge"]
+)
 def test_schedules_that_give_something_else_than_rates(kind, backend):
     trainer = make_trainer(optimizer=fb.SGD(lr=Odd(kind)), backend=backend)
     before = trainer.model.parameters.copy()

@@ -270,10 +270,11 @@ def test_bad_updates_are_refused(bad):
             call(bad)
 
 
-def test_a_rate_beyond_float64_names_its_update():
-    assert Exponential(1.0, 2.0)(1000) == 2.0**1000
-    with pytest.raises(fb.ArgumentError, match="got inf at update 1024"):
-        Exponential(1.0, 2.0).values(1000, 100)
+@pytest.mark.parametrize(("first", "found"), [(100, "3.4.*e.38 at update 128"), (2000, "inf at update 2000")])
+def test_a_rate_beyond_float32_names_its_update(first, found):
+    assert Exponential(1.0, 2.0).values(0, 128)[127] == 2.0**127
+    with pytest.raises(fb.ArgumentError, match=f"got {found}"):
+        Exponential(1.0, 2.0).values(first, 100)
 
 
 @pytest.mark.parametrize("bad", [None, {}, {"name": "Cosin"}, {"name": 3}, {"lr": 1.0}])
@@ -298,7 +299,7 @@ def test_every_optimizer_takes_a_schedule(name):
 
 @pytest.mark.parametrize("bad", [Cosine, "cosine", None, -1.0, math.nan, [0.1], lambda t: 0.1])
 def test_other_rates_are_refused(bad):
-    with pytest.raises(fb.ArgumentError, match=r"Adam\(lr=\): expected a finite number >= 0 or a schedule, got"):
+    with pytest.raises(fb.ArgumentError, match=r"Adam\(lr=\): expected a finite number >= 0 .* or a schedule, got"):
         fb.Adam(lr=bad)
 
 

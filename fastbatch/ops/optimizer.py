@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import ArgumentError, as_float, did_you_mean, unknown_name
-from ..schedules import Schedule
+from ..schedules import LARGEST, Schedule
 from .formula import Formula
 from .semantics import check_semantics
 
@@ -89,8 +89,9 @@ class Optimizer:
                     if value is not None and not _is_limit(value):
                         self._refuse("max_norm", "a finite number > 0 or None")
                     continue
-                if not 0 <= as_float(value) < math.inf:
-                    self._refuse(each.name, "a finite number >= 0" + " or a schedule" * (each.name == "lr"))
+                if not 0 <= as_float(value) <= LARGEST:
+                    also = " or a schedule" * (each.name == "lr")
+                    self._refuse(each.name, "a finite number >= 0 that float32 can hold" + also)
             elif each.name == "betas" and not (
                 isinstance(value, (tuple, list)) and len(value) == 2 and all(0 <= as_float(beta) < 1 for beta in value)
             ):
@@ -127,6 +128,8 @@ class Optimizer:
             factor = own.get("lr_factor", 1.0)
             if not 0 <= as_float(factor) < math.inf:
                 raise ArgumentError(f"{where}: expected an lr_factor that is a finite number >= 0, got {factor!r}")
+            if not isinstance(self.lr, Schedule) and self.lr * factor > LARGEST:
+                raise ArgumentError(f"{where}: expected a rate that float32 can hold, got {self.lr * factor}")
             found[layer] = own
             if own in seen:
                 continue
