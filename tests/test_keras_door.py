@@ -140,6 +140,42 @@ def test_probabilities_at_the_end(end):
         fbk.to_keras(model, into=theirs)
 
 
+def _settings(activation="tanh", dropout=0.2, eps=1e-3, momentum=0.1, ghosts=None, last="identity"):
+    norms = [fb.LayerNorm(eps), fb.Activation(activation), fb.Dropout(dropout)]
+    more = [fb.Dense(4), fb.BatchNorm(eps, momentum, ghosts), fb.Dense(3, last)]
+    return fb.Sequential([fb.Dense(6, "relu"), *norms, *more], input_size=INPUTS, seed=2)
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"activation": "sigmoid"}, "expected .*sigmoid.* in place 3, activations counted, got .*tanh"),
+        ({"activation": "identity"}, "expected Dropout.* in place 3, activations counted, got .*tanh"),
+        ({"dropout": 0.3}, r"expected Dropout.*0\.3.* got Dropout.*0\.2"),
+        ({"dropout": 0}, "expected Dense.* got Dropout"),
+        ({"eps": 1e-5}, r"expected LayerNorm.*1e-05.* got LayerNorm.*0\.001"),
+        ({"momentum": 0.2}, r"expected BatchNorm.*momentum=0\.2.* got BatchNorm.*momentum=0"),
+        ({"ghosts": 4}, "expected BatchNorm.*ghost_size=4.* got BatchNorm.*ghost_size=None"),
+        ({"last": "relu"}, "expected .*relu.* in place 8, activations counted, got none"),
+        ({"last": "sigmoid"}, "expected .*sigmoid.* in place 8, activations counted, got none"),
+    ],
+)
+def test_into_a_network_that_does_something_else(other, words):
+    theirs = fbk.to_keras(_settings())
+    before = theirs.get_weights()
+    with pytest.raises(fb.ArgumentError, match=rf"^to_keras\(into=\): {words}"):
+        fbk.to_keras(_settings(**other), into=theirs)
+    assert all(map(np.array_equal, theirs.get_weights(), before))
+
+
+@pytest.mark.parametrize("last", ["identity", "relu", "sigmoid"])
+def test_into_a_network_of_the_same_settings(last):
+    model = _settings(last=last)
+    theirs = fbk.to_keras(model)
+    model.parameters[:] *= 0.5
+    assert difference(_keras_predict(fbk.to_keras(model, into=theirs), _x()), model.predict(_x())) < CLOSE
+
+
 O = keras.optimizers
 SETTINGS = {
     "sgd": (lambda: O.SGD(0.05, weight_decay=0.1), "mse", "values"),
@@ -193,6 +229,7 @@ def test_twenty_steps_of_what_compile_was_told(name):
     assert difference(_keras_predict(theirs, x), got) < 1e-5
 
 
+@pytest.mark.exhaustive  # imports Keras and torch once more; test_semantics has 50 updates of its optimizers
 def test_fifty_steps_of_keras_own_training():
     """By its backend torch, in a process of its own: the one here is numpy, which cannot train.
 

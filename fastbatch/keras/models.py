@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from math import prod
+from itertools import zip_longest
 from types import ModuleType
 from typing import Any
 
@@ -107,7 +108,8 @@ def to_keras(model: Sequential, *, probabilities: bool = False, into=None):
     Raises
     ------
     ArgumentError, ShapeError
-        For what Keras does not have, or another network than `into`. Nothing has been changed then.
+        For what Keras does not have, or another network than `into`, in what its layers do, too. Nothing has been
+        changed then.
     """
     keras = import_keras()
     if not isinstance(model, Sequential):
@@ -118,6 +120,7 @@ def to_keras(model: Sequential, *, probabilities: bool = False, into=None):
     shapes = {part.key: part.shape for part in layout(found.layers, found.input_size)}
     if shapes != {name: array.shape for name, array in tensors.items()}:
         raise ShapeError(f"to_keras: expected a model of tensors {shapes} for into=, got {model.summary()}")
+    _check_alike(model, found)
     held = {name for _, _, names in found.holders for name in names}
     for name in tensors.keys() - held:  # center=False, scale=False
         if (tensors[name] != name.endswith("gamma")).any():
@@ -125,6 +128,34 @@ def to_keras(model: Sequential, *, probabilities: bool = False, into=None):
     for _, layer, names in found.holders:
         layer.set_weights([tensors[name] for name in names])
     return twin
+
+
+def _check_alike(model: Sequential, found: Found) -> None:
+    """ArgumentError where layers of `model` do something else than those of the Keras model in the same place."""
+    expected, got = _apart(model.layers), _apart(found.layers)
+    if found.probabilities == "sigmoid" and len(expected) > len(got):  # the model's own, not one that a loss takes over
+        got.append(Activation("sigmoid"))
+    for place, (ours, theirs) in enumerate(zip_longest(expected, got)):
+        alike = type(ours) is type(theirs) and all(
+            math.isclose(value, other, rel_tol=1e-9) if isinstance(value, float) else value == other
+            for value, other in zip(vars(ours).values(), vars(theirs).values())
+        )
+        if not alike:
+            raise ArgumentError(
+                f"to_keras(into=): expected {ours or 'no layer'} in place {place}, activations counted, got "
+                f"{theirs or 'none'}"
+            )
+
+
+def _apart(layers: Iterable[Layer]) -> list[Layer]:
+    """`layers` with activations for themselves, and without those that change nothing."""
+    found: list[Layer] = []
+    for layer in layers:
+        if isinstance(layer, Dense):
+            found += [Dense(layer.units, bias=layer.bias), Activation(layer.activation)]
+        else:
+            found.append(layer)
+    return [layer for layer in found if layer not in (Activation("identity"), Dropout(0))]
 
 
 def _build(keras: Any, model: Sequential, probabilities: bool):
@@ -181,7 +212,7 @@ def read(model, caller: str, of_loss: bool = False) -> Found:
     if not isinstance(shape, tuple) or (len(shape) != 2 and not flattens) or None in shape[1:]:
         what = "one not built" if shape is None else shape
         raise ShapeError(f"{caller}: expected a model of inputs (n, I), or one that flattens them first, got {what}")
-    found, dense, norms = Found(input_size=prod(shape[1:])), 0, 0
+    found, dense, norms = Found(input_size=math.prod(shape[1:])), 0, 0
     for number, (path, part) in enumerate(parts):
         where = f"{caller}: {path} ({type(part).__name__})"
         last = number == len(parts) - 1
