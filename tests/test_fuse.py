@@ -191,7 +191,9 @@ def test_schedulers_that_work_on_others():
 
 @pytest.mark.parametrize("split", [False, True], ids=["one group", "two groups"])
 @pytest.mark.parametrize("others", ["all", "first", "last"])
-@pytest.mark.parametrize("rate", [np.nan, np.inf, -np.inf, -1.0, -1e-300, "a", "1", None, [0.1], torch.tensor(np.nan)])
+@pytest.mark.parametrize(
+    "rate", [np.nan, np.inf, -np.inf, -1.0, -1e-300, 1e39, "a", "1", None, [0.1], torch.tensor(np.nan)]
+)
 def test_a_rate_that_is_none(rate, others, split):
     """Nothing is trained, on the fast path nor the careful one; a right rate goes on."""
 
@@ -209,7 +211,7 @@ def test_a_rate_that_is_none(rate, others, split):
     for group in changed:
         group["lr"] = rate
     for weight in (None, None, torch.ones(len(x))):
-        with pytest.raises(fb.ArgumentError, match=r"^step: optimizer, lr: expected a finite number >= 0, got "):
+        with pytest.raises(fb.ArgumentError, match=r"^step: optimizer, lr: expected a finite number >= 0 .*, got "):
             step(x, y, weight)
     for name, tensor in module.state_dict().items():
         assert torch.equal(tensor, before[name])
@@ -223,7 +225,7 @@ def test_a_rate_that_is_none_at_fuse():
     module = _module()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     optimizer.param_groups[0]["lr"] = np.nan
-    with pytest.raises(fb.ArgumentError, match=r"^fuse: optimizer, lr: expected a finite number >= 0, got nan"):
+    with pytest.raises(fb.ArgumentError, match=r"^fuse: optimizer, lr: expected a finite number >= 0 .*, got nan"):
         fbt.fuse(module, nn.MSELoss(), optimizer)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
-from math import inf
 from operator import attrgetter
 from typing import Any
 
@@ -18,10 +17,12 @@ import numpy as np
 from .. import checks
 from ..errors import ArgumentError, BackendError, named_keywords
 from ..model import model_parts
+from ..schedules import LARGEST
 from ..training import Trainer
 from . import losses
 from .modules import Found, import_torch, model_of, named, read
 from .optimizers import Rule
+from .state import LentState
 
 __all__ = ["FusedStep", "fuse"]
 
@@ -105,16 +106,16 @@ def _rate(given, caller: str) -> float:
     if isinstance(given, (str, bytes)) or not hasattr(given, "__float__"):
         raise _no_rate(given, caller)
     rate = float(given)
-    if not 0 <= rate < inf:
+    if not 0 <= rate <= LARGEST:
         raise _no_rate(given, caller)
     return rate
 
 
 def _no_rate(given, caller: str) -> ArgumentError:
-    return ArgumentError(f"{caller}: optimizer, lr: expected a finite number >= 0, got {given!r}")
+    return ArgumentError(f"{caller}: optimizer, lr: expected a finite number >= 0 that float32 can hold, got {given!r}")
 
 
-class FusedStep:
+class FusedStep(LentState):
     """What :func:`fuse` returns.
 
     Attributes
@@ -125,9 +126,6 @@ class FusedStep:
     """
 
     _look: Callable[[], bool]  # whether all is as the last step has left it
-    _counted: int
-    _counts_more: bool
-    _unborn: bool
 
     def __init__(self, module, loss_fn, optimizer, options: dict[str, Any]) -> None:
         self._torch = torch = import_torch()
@@ -157,7 +155,7 @@ class FusedStep:
         self._slots = self._slots_now()
         self._fast_step: Callable[[Any, Any, float], float | None] = self.trainer._program.fast_step
         self._steps = self.trainer._steps
-        self._views: dict[tuple[str, int], Any] = {}  # of slots, by name of the tensor and number
+        self._views = {}
         with torch.inference_mode(False):  # what is made in it, torch could not train
             self._take_state()
             self._take_tensors()
@@ -210,7 +208,7 @@ class FusedStep:
         lr = groups[self._leader]["lr"]
         if type(lr) is not float:
             lr = _rate(lr, "step")
-        elif not 0 <= lr < inf:
+        elif not 0 <= lr <= LARGEST:
             raise _no_rate(lr, "step")
         loss = self._fast_step(x, y, lr) if sample_weight is None else None
         if loss is None:
@@ -338,9 +336,6 @@ class FusedStep:
         self.trainer.retune(described)
         self._look = look
 
-    def _slots_now(self) -> tuple[str | None, ...]:
-        return self._rule.slots(self.optimizer.param_groups[0])
-
     # -- the optimizer -------------------------------------------------------------------------------------------------
 
     def _in_proportion(self, groups) -> bool:
@@ -386,101 +381,3 @@ class FusedStep:
         described = rule.describe(groups, members, frozen, self._shares)
         self._groups_then = [dict(group) for group in groups]
         return described
-
-    def _take_state(self) -> None:
-        """Let the optimizer's state lie in the trainer's slots, with the values that it has now."""
-        state, rule, groups = self.optimizer.state, self._rule, self.optimizer.param_groups
-        slots = self._slots
-        wanted = [key for key in slots if key is not None] or list(rule.scalars)
-        entries = [state.get(p) or {} for _, p, _ in self._active]
-        born = [any(entry.get(key) is not None for key in wanted) for entry in entries]
-        trainer = self.trainer
-        if any(born) and not all(born):
-            name = next(name for (name, _, _), there in zip(self._active, born) if not there)
-            if rule.counts or any(group["dampening"] for group in groups):
-                raise ArgumentError(
-                    f"step: {named(self._paths[name])} begins at update 0, and others have state already: "
-                    f"{rule.name} counts updates by parameter and fastbatch for all of them; a new optimizer does"
-                )
-        if not any(born):
-            if wanted:
-                trainer.slots[:] = 0
-                self._steps[0] = 0
-        else:
-            self._read_state(entries, slots, groups)
-        self._group_of = [i for _, _, i in self._active]
-        self._counts = np.full(max(len(self._active), 1), self._steps.item(), self._scalar)
-        self._products = None
-        if "mu_product" in rule.scalars:
-            products = [entry["mu_product"].item() if there else 1.0 for entry, there in zip(entries, born)]
-            self._products = np.array(products, self._scalar)
-        self._counted = self._steps.item()
-        self._unborn = bool(wanted) and not any(born)
-        self._counts_more = self._products is not None or self._batches.size > 0
-        if any(born):
-            self._lend_state()
-
-    def _read_state(self, entries: list[dict], slots: tuple[str | None, ...], groups: list[dict]) -> None:
-        """Copy torch's state of the active parameters, where there is some, into slots and `steps`."""
-        counts = {
-            entry["step"].item() if hasattr(entry["step"], "item") else entry["step"]
-            for entry in entries
-            if "step" in entry
-        }
-        if len(counts) > 1:
-            raise ArgumentError(
-                f"step: expected parameters that have been updated as often as each other, got {sorted(counts)} "
-                f"updates: {self._rule.name} counts them by parameter and fastbatch for all of them"
-            )
-        t = int(counts.pop()) if counts else max(self._steps.item(), 1)
-        if self._rule.name == "NAdam":
-            self._check_products(entries, groups, t)
-        found = []
-        for (name, p, _), entry in zip(self._active, entries):
-            for number, key in enumerate(slots):
-                value = None if key is None else entry.get(key)
-                if value is None:
-                    value = self._torch.zeros(())
-                elif value.shape != p.shape:
-                    raise ArgumentError(
-                        f"step: optimizer.state, {key} of {named(self._paths[name])}: expected shape {tuple(p.shape)}, "
-                        f"got {tuple(value.shape)}"
-                    )
-                found.append((self._slot(name, number), value.clone()))  # it may lie where another one belongs
-        for view, value in found:
-            view.copy_(value)
-        self._steps[0] = t
-
-    def _check_products(self, entries: list[dict], groups: list[dict], t: int) -> None:
-        for entry, (name, _, i) in zip(entries, self._active):
-            expected = np.prod([self._rule.momentum(groups[i], k) for k in range(1, t + 1)])
-            got = entry["mu_product"].item()
-            if abs(got - expected) > 1e-3 * expected + 1e-30:
-                raise ArgumentError(
-                    f"step: optimizer.state, mu_product of {named(self._paths[name])}: expected {expected:.6g} as {t} "
-                    f"updates with the present betas and momentum_decay make it, got {got:.6g}"
-                )
-
-    def _slot(self, name: str, number: int):
-        """Slot `number` of a tensor as torch sees it."""
-        key = name, number
-        if key not in self._views:
-            array, flat = self._tensors_of_model[name], self.trainer.slots[number]
-            start = (array.ctypes.data - self.trainer.model.parameters.ctypes.data) // array.itemsize
-            self._views[key] = self._torch.from_numpy(flat[start : start + array.size].reshape(array.shape).T)
-        return self._views[key]
-
-    def _lend_state(self) -> None:
-        """Put views of the slots and of the counts into the optimizer's state."""
-        torch = self._torch
-        with torch.inference_mode(False):
-            counted = {"step": torch.from_numpy(self._counts)}
-            if self._products is not None:
-                counted["mu_product"] = torch.from_numpy(self._products)
-            for k, (name, p, _) in enumerate(self._active):
-                entry = self.optimizer.state[p]
-                for key in self._rule.scalars:
-                    entry[key] = counted[key][k]
-                for number, slot in enumerate(self._slots):
-                    if slot is not None:
-                        entry[slot] = self._slot(name, number)
