@@ -64,12 +64,13 @@ def add_batch(program: Program, plan: Plan, feed: Feed, first_row: int, gradient
 
 
 def square(plan: Plan, a: Array, b: Array | None = None) -> float:
-    """``a @ a``, or ``a @ b``, over the parameters that are trained, summed in float64."""
+    """``a @ a``, or ``a @ b``, over the parameters that are trained, summed in float64; inf beyond its range."""
     total = 0.0
     for segment in plan.segments:
         one = a[segment.begin : segment.end].astype(np.float64)
         other = one if b is None else b[segment.begin : segment.end].astype(np.float64)
-        total += float((one * other).sum())  # pairwise: np.dot sums in the order of somebody's threads
+        with np.errstate(over="ignore", invalid="ignore"):
+            total += float((one * other).sum())  # pairwise: np.dot sums in the order of somebody's threads
     return total
 
 

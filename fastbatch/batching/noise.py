@@ -118,8 +118,8 @@ def noise_scale(
     Raises
     ------
     ArgumentError
-        For a number out of range, fewer than 8 batches, norm layers of which only some tensors are frozen, and where
-        nothing is trained.
+        For a number out of range, fewer than 8 batches, batches of one row with BatchNorm, norm layers of which only
+        some tensors are frozen, and where nothing is trained.
     ShapeError, DTypeError, DataError, BusyError
     DivergenceError
         When a gradient is not finite.
@@ -149,6 +149,11 @@ def noise_scale(
             raise ArgumentError(
                 f"noise_scale: expected {BATCHES} batches or more for an interval, got {batches}: {rows} rows with "
                 f"batch_size {size}"
+            )
+        if trainer.model.buffers.size and rows < 2 * batches:
+            raise ArgumentError(
+                "noise_scale: batch_size: expected batches of 2 rows or more with BatchNorm, one row having no "
+                f"variance, got {rows} rows in {batches} batches"
             )
         checks.check_finite(data.x, "X", X, trainer.model.dtype)
         checks.check_finite(data.y, "y", y)
@@ -181,8 +186,11 @@ def noise_scale(
         raise DivergenceError.at("gradient", trace, trainer.steps)
     left = np.stack(moments(whole_sums[:, None] - sums, squared - 2 * products[0] + products[1], of))
     left -= left.mean(axis=1, keepdims=True)
+    # the interval is of a ratio, and takes fourth powers of gradients; a power of two moves no bit
+    unit = math.ldexp(1.0, min(1000, -math.frexp(max(abs(trace), abs(norm)))[1]))
+    left *= unit
     covariance = (batches - 1) / batches * (1 - rows / of) * (left @ left.T)
-    low, high = interval(trace, norm, covariance, quantile(level, batches - 1))
+    low, high = interval(unit * trace, unit * norm, covariance, quantile(level, batches - 1))
     return NoiseEstimate(ratio(trace, norm), low, high, level, trace, norm, rows, size)
 
 
@@ -233,7 +241,8 @@ class NoiseScale:
     Raises
     ------
     ArgumentError
-        For a number out of range; by `fit` for a model with BatchNorm, in which rows have no gradients of their own.
+        For a number out of range; by `fit` for a model with BatchNorm, in which rows have no gradients of their own,
+        and where the optimizer freezes everything.
     """
 
     target: float = 1.0

@@ -32,8 +32,12 @@ def noise_of(
     Raises
     ------
     ArgumentError
-        For a model with BatchNorm.
+        For a model with BatchNorm, and where nothing is trained.
     """
+    if not trainer._plan.segments:
+        raise ArgumentError(
+            "batch_size: expected parameters to train for a NoiseScale, got an optimizer that freezes all of them"
+        )
     if trainer.model.buffers.size:
         raise ArgumentError(
             "batch_size: expected a model without BatchNorm for a NoiseScale, got one, in which rows have no gradients "
