@@ -27,6 +27,9 @@ Array = np.ndarray
 # What the registers of csrc and of backends/scalars have room for, besides weight_decay
 MOST_SLOTS, MOST_HYPERS, MOST_CONSTANTS = 3, 6, 8
 
+# Updates whose constants are looked at: what divides by 1 - beta**t, or a power of t, is at its worst at the ends
+_UPDATES = (1, 2, 10, 100, 1000, 1_000_000)
+
 # Off any point where somebody would put a kink
 _POINTS = tuple(float(point) for point in np.linspace(-19.713, 20.171, 173))
 # Where a formula must still give an answer, if only inf
@@ -238,6 +241,11 @@ class _CustomOptimizer(_Own, Optimizer):
     kind = "optimizer"
     formula: ClassVar[Formula]
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _, *hyper = self.constants().values()
+        _check_constants(type(self).__name__, self.formula, self.rate(0), hyper)
+
     @property
     def slots(self) -> int:
         return self.formula.slots
@@ -332,14 +340,7 @@ def _compare(formula: Formula, points: list[tuple[float, ...]]) -> None:
 def _try_update(formula: Formula, hyper: list[float]) -> int:
     """The number of constants."""
     where, count = f"fb.optimizer {formula.name!r}", 1 + formula.slots
-    for t in (1, 2, 1000):
-        constants = formula.prepared(1e-3, t, hyper)
-        if not isinstance(constants, tuple):
-            raise ArgumentError(f"{where}: expected a tuple of constants, got {constants!r}")
-        if len(constants) > MOST_CONSTANTS or not all(map(_is_finite, constants)):
-            raise ArgumentError(
-                f"{where}: expected at most {MOST_CONSTANTS} finite constants, got {constants} at t={t}"
-            )
+    for constants in _check_constants(where, formula, 1e-3, hyper):
         if formula.constants is not None:
             given = ("p", "g", *(f"slot {1 + i}" for i in range(formula.slots)))
             _takes(where, formula.value, (*given, *(f"constant {1 + i}" for i in range(len(constants)))))
@@ -351,6 +352,24 @@ def _try_update(formula: Formula, hyper: list[float]) -> int:
                 f"{where}: expected {count} finite numbers, the parameter and {formula.slots} state values, got {found}"
             )
     return len(constants)
+
+
+def _check_constants(where: str, formula: Formula, lr: float, hyper: list[float]) -> list[tuple[float, ...]]:
+    """The constants of some updates; ArgumentError unless they are as many finite numbers in all of them."""
+    found: list[tuple[float, ...]] = []
+    with np.errstate(all="ignore"):
+        prepared = [(t, formula.prepared(lr, t, hyper)) for t in _UPDATES]
+    for t, constants in prepared:
+        if not isinstance(constants, tuple):
+            raise ArgumentError(f"{where}: expected a tuple of constants, got {constants!r}")
+        if len(constants) > MOST_CONSTANTS or not all(map(_is_finite, constants)):
+            raise ArgumentError(
+                f"{where}: expected at most {MOST_CONSTANTS} finite constants, got {constants} at t={t}"
+            )
+        if found and len(constants) != len(found[0]):
+            raise ArgumentError(f"{where}: expected {len(found[0])} constants as at t=1, got {constants} at t={t}")
+        found.append(constants)
+    return found
 
 
 def _is_finite(value: Any) -> bool:

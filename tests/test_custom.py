@@ -266,6 +266,27 @@ def test_names_of_built_ins_and_what_an_optimizer_returns():
         fb.optimizer(slots=4)
 
 
+def test_constants_are_looked_at_over_many_updates_and_under_every_setting():
+    def own_late(p, g, rate):
+        return p - rate * g
+
+    with pytest.raises(ArgumentError, match=r"own_late.*: expected at most 8 finite constants, got .*inf.* at t=10$"):
+        fb.optimizer(constants=lambda lr, t: (lr / (t - 10),))(own_late)
+    with pytest.raises(ArgumentError, match=r"own_late.*: expected 1 constants as at t=1, got .* at t=100$"):
+        fb.optimizer(constants=lambda lr, t: (lr,) * (1 + (t > 10)))(own_late)
+    with pytest.raises(ArgumentError, match=r"own_late: expected a number at \(0.001, 10\), got ValueError"):
+        fb.optimizer(constants=lambda lr, t: (lr * math.sqrt(2 - t),))(own_late)
+    made = fb.optimizer(constants=lambda lr, t, beta: (lr / (1 - beta**t),), beta=0.9)(own_late)
+    try:
+        made(0.1, beta=0.99)
+        with pytest.raises(ArgumentError, match=r"^own_late: expected at most 8 finite constants, got .* at t=1$"):
+            made(0.1, beta=1.0)
+        with pytest.raises(ArgumentError, match=r"^own_late: expected at most 8 finite constants, got .* at t=1$"):
+            made(0.1, groups={0: {"beta": 1.0}})
+    finally:
+        del ops.OPTIMIZERS["own_late"]
+
+
 @backends
 def test_without_a_derivative_it_predicts_and_is_not_trained(backend):
     @fb.activation

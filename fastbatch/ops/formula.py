@@ -51,7 +51,7 @@ class Formula:
     def prepared(self, lr: float, t: int, hyper: list[float]) -> tuple[float, ...]:
         """The constants of update `t`."""
         given = np.float64(lr), np.float64(t), *map(np.float64, hyper)
-        return given if self.constants is None else self.constants(*given)
+        return given if self.constants is None else self.at(self.constants, *given)
 
     def values(self, *arrays: Array) -> Array:
         """``value`` element by element, in double and rounded once."""
