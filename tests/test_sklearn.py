@@ -277,6 +277,65 @@ def test_a_row_at_a_time_without_validation_is_the_same():
     assert np.array_equal(checked.predict_proba(X), quick.predict_proba(X, validate=False))
 
 
+@pytest.mark.parametrize("kind", ["multiclass", "values"])
+@pytest.mark.parametrize(("rows", "targets", "weights"), [(9, 8, None), (1, 9, None), (9, 9, 8), (1, 1, 2)])
+def test_lengths_are_compared_without_validation(kind, rows, targets, weights):
+    name, X, y = data(kind)
+    estimator = getattr(doors, name)(random_state=0)
+    estimator.partial_fit(X, y, **({"classes": np.unique(y)} if kind == "multiclass" else {}))
+    before, seen = [w.copy() for w in estimator.coefs_], estimator.t_
+    weight = None if weights is None else np.ones(weights)
+    with pytest.raises(fb.ShapeError, match=rf": expected {rows} rows as in X, got {weights or targets}"):
+        estimator.partial_fit(X[:rows], y[:targets], weight, validate=False)
+    assert all(map(np.array_equal, estimator.coefs_, before))
+    assert estimator.t_ == seen
+
+
+REFUSED = {
+    "half a validation set": ({}, lambda X, y: {"X_val": X}),
+    "another width": ({}, lambda X, y: {"X_val": X[:, :2], "y_val": y}),
+    "an unknown class": ({}, lambda X, y: {"X_val": X, "y_val": np.resize(["a", "?"], len(y))}),
+    "too few to split": ({"early_stopping": True, "validation_fraction": 0.001}, lambda X, y: {}),
+    "no such scorer": ({"early_stopping": True, "scoring": "nonsense"}, lambda X, y: {}),
+    "no such loss": ({"loss": "nonsense"}, lambda X, y: {}),
+    "no callback": ({"callbacks": [3]}, lambda X, y: {}),
+    "size 0": ({"batch_size": lambda epoch: 0}, lambda X, y: {}),
+}
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refused_fit_changes_nothing(case, fitted):
+    _, X, y = data("multiclass")
+    settings, more = REFUSED[case]
+    estimator = MLPClassifier((5,), max_iter=2, random_state=np.random.RandomState(0))
+    if fitted:
+        estimator.fit(X[:100], y[:100])
+        coefs = [w.copy() for w in estimator.coefs_]
+    estimator.set_params(**settings)
+    before, draws = dict(vars(estimator)), estimator.random_state.get_state()[1].copy()
+    place = estimator.random_state.get_state()[2]
+    with pytest.raises((ValueError, TypeError)):
+        estimator.fit(X, y, **more(X, y))
+    after = vars(estimator)
+    assert after.keys() == before.keys()
+    assert all(after[name] is value for name, value in before.items())
+    assert np.array_equal(estimator.random_state.get_state()[1], draws)
+    assert estimator.random_state.get_state()[2] == place
+    if fitted:
+        assert all(map(np.array_equal, estimator.coefs_, coefs))
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "values"])
+def test_a_refused_first_partial_fit_changes_nothing(kind):
+    name, X, y = data(kind)
+    estimator = getattr(doors, name)(loss="nonsense", random_state=0)
+    before = dict(vars(estimator))
+    with pytest.raises(fb.ArgumentError):
+        estimator.partial_fit(X, y, **({"classes": np.unique(y)} if kind == "multiclass" else {}))
+    assert vars(estimator) == before
+
+
 @pytest.mark.parametrize("solver", ["adam", "sgd"])
 def test_warm_start_follows_scikit_learn(solver):
     name, X, y = data("multiclass")

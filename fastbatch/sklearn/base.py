@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -148,27 +150,45 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):
         return sparse.opened(X), y
 
     def _fit(self, X, y, sample_weight, X_val=None, y_val=None, sample_weight_val=None) -> BaseMLP:
-        settings.check_parameters(self)
-        first = "coefs_" not in self.__dict__ or not self.warm_start
-        X, y = self._check_X_y(X, y, first)
-        if self.solver in settings.STOCHASTIC:
-            stochastic.check(self, X, settings.layers_of(self, 1))
-        self._learn_y(y, first)
-        weight = None if sample_weight is None else _check_sample_weight(sample_weight, X)
-        weight = self._weighted(weight, y, learn=True)
-        random_state = check_random_state(self.random_state)
-        rows = Rows(X, y, self._begin(X, y, first, random_state), weight)
-        held_out = None
-        if X_val is not None or y_val is not None or sample_weight_val is not None:
-            held_out = self._held_out(X_val, y_val, sample_weight_val)
-        try:
-            if self.solver == "lbfgs":
-                lbfgs.fit(self, rows)
-            else:
-                stochastic.fit(self, rows, held_out, random_state)
-        except DivergenceError as error:
-            raise _not_finite(error) from error
+        with self._refused_unchanged():
+            settings.check_parameters(self)
+            first = "coefs_" not in self.__dict__ or not self.warm_start
+            X, y = self._check_X_y(X, y, first)
+            if self.solver in settings.STOCHASTIC:
+                stochastic.check(self, X, settings.layers_of(self, 1))
+            self._learn_y(y, first)
+            weight = None if sample_weight is None else _check_sample_weight(sample_weight, X)
+            weight = self._weighted(weight, y, learn=True)
+            random_state = check_random_state(self.random_state)
+            rows = Rows(X, y, self._begin(X, y, first, random_state), weight)
+            held_out = None
+            if X_val is not None or y_val is not None or sample_weight_val is not None:
+                held_out = self._held_out(X_val, y_val, sample_weight_val)
+            try:
+                if self.solver == "lbfgs":
+                    lbfgs.fit(self, rows)
+                else:
+                    stochastic.fit(self, rows, held_out, random_state)
+            except DivergenceError as error:
+                raise _not_finite(error) from error
         return self
+
+    @contextlib.contextmanager
+    def _refused_unchanged(self) -> Iterator[None]:
+        """What an error finds before the first update is put back, a generator's place, too."""
+        before, generator = dict(self.__dict__), self.random_state
+        drawn = generator.get_state(legacy=False) if isinstance(generator, np.random.RandomState) else None
+        try:
+            yield
+        except Exception as error:
+            solver = self.__dict__.get("_optimizer")
+            begun = solver is not before.get("_optimizer") and solver is not None and solver.trainer.steps > 0
+            if not begun and not isinstance(error, DivergenceError):
+                self.__dict__.clear()
+                self.__dict__.update(before)
+                if drawn is not None:
+                    generator.set_state(drawn)
+            raise
 
     def _held_out(self, X_val, y_val, sample_weight_val) -> Rows:
         if X_val is None or y_val is None:
@@ -194,8 +214,11 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):
             if first:
                 self._learn_y(y, "classes_" not in self.__dict__)
             weight = None if weight is None else _check_sample_weight(weight, X)
-        elif weight is not None:
-            weight = np.asarray(weight)
+        else:
+            weight = None if weight is None else np.asarray(weight)
+            for name, array in (("y", y), ("sample_weight", weight)):
+                if array is not None and len(array) != X.shape[0]:
+                    raise ShapeError(f"{name}: expected {X.shape[0]} rows as in X, got {len(array)}")
         stochastic.check(self, X, self._model.layers if known else settings.layers_of(self, 1))
         if known:
             self._ready()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import ClassVar
 
 import numpy as np
@@ -157,13 +158,14 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         -------
         self
         """
-        if classes is not None or "classes_" not in self.__dict__:
-            self._first_classes(classes, y)
-        if self.class_weight is not None and "_class_weights" not in self.__dict__:
-            if not isinstance(self.class_weight, dict):
-                raise ArgumentError(f"partial_fit: expected a dict as class_weight, got {self.class_weight!r}")
-            self._class_weights = compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_)
-        return self._partial_fit(X, y, sample_weight, validate)
+        with nullcontext() if "_optimizer" in self.__dict__ else self._refused_unchanged():
+            if classes is not None or "classes_" not in self.__dict__:
+                self._first_classes(classes, y)
+            if self.class_weight is not None and "_class_weights" not in self.__dict__:
+                if not isinstance(self.class_weight, dict):
+                    raise ArgumentError(f"partial_fit: expected a dict as class_weight, got {self.class_weight!r}")
+                self._class_weights = compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_)
+            return self._partial_fit(X, y, sample_weight, validate)
 
     def predict(self, X, *, validate=True):
         """Classes.

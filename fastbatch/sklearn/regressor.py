@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import ClassVar
 
 import numpy as np
@@ -144,7 +145,8 @@ class MLPRegressor(RegressorMixin, BaseMLP):
         -------
         self
         """
-        return self._partial_fit(X, y, sample_weight, validate)
+        with nullcontext() if "_optimizer" in self.__dict__ else self._refused_unchanged():
+            return self._partial_fit(X, y, sample_weight, validate)
 
     def predict(self, X, *, validate=True):
         """Values.
