@@ -50,13 +50,19 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 
 def _widths(text: str) -> list[int]:
-    return [int(width) for width in text.split(",") if width]
+    try:
+        return [int(width) for width in text.split(",") if width]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected widths such as 64,64, got {text!r}") from None
 
 
 def _batch_size(text: str) -> int | str:
     if text == "auto":
         raise argparse.ArgumentTypeError("expected a number of rows or full; auto is not built yet")
-    return text if text == "full" else int(text)
+    try:
+        return text if text == "full" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number of rows or full, got {text!r}") from None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -109,6 +109,9 @@ class Dropout(Layer):
 class LayerNorm(Layer):
     """Each row to mean 0 and variance 1 over its units, then ``gamma * x + beta`` with gamma, beta (O,); as torch's.
 
+    A row whose variance the dtype does not hold, of deviations from 1e19 on in float32 and from 1e154 on in float64,
+    becomes beta.
+
     Parameters
     ----------
     eps : float, default 1e-5

@@ -72,26 +72,37 @@ def test_the_installed_command_is_the_module():
 
 # -- errors --------------------------------------------------------------------------------------------------------
 
-BAD_ENVIRONMENT = [
-    ({"FASTBATCH_BACKEND": "refrence"}, ["'refrence'", "did you mean 'reference'?"]),
-    ({"FASTBATCH_NUM_THREADS": "0"}, ["FASTBATCH_NUM_THREADS", "'0'", ">= 1"]),
-    ({"FASTBATCH_NUM_THREADS": "two"}, ["FASTBATCH_NUM_THREADS", "'two'", ">= 1"]),
-    ({"FASTBATCH_NUM_THREADS": "-1"}, ["FASTBATCH_NUM_THREADS", "'-1'", ">= 1"]),
+BAD_ENVIRONMENT = [  # a process each
+    ("FASTBATCH_BACKEND", "refrence", ["'refrence'; did you mean 'reference'?"]),
+    ("FASTBATCH_NUM_THREADS", "0", ["FASTBATCH_NUM_THREADS", "'0'", ">= 1"]),
+    pytest.param(
+        "FASTBATCH_NUM_THREADS", "two", ["FASTBATCH_NUM_THREADS", "'two'", ">= 1"], marks=pytest.mark.exhaustive
+    ),
+    pytest.param(
+        "FASTBATCH_NUM_THREADS", "-1", ["FASTBATCH_NUM_THREADS", "'-1'", ">= 1"], marks=pytest.mark.exhaustive
+    ),
 ]
 
 
-@pytest.mark.parametrize(("environment", "words"), BAD_ENVIRONMENT, ids=[str(row[0]) for row in BAD_ENVIRONMENT])
-def test_a_bad_environment_is_one_line(environment, words):
-    _assert_one_line(_run("info", **environment), *words)
+@pytest.mark.parametrize(("name", "value", "words"), BAD_ENVIRONMENT)
+def test_a_bad_environment_is_one_line(name, value, words):
+    _assert_one_line(_run("info", **{name: value}), *words)
 
 
-def test_a_target_that_cannot_be_had_is_an_error_that_info_explains(tmp_path):
+def test_a_target_that_cannot_be_had_is_an_error_that_info_explains():
     if not fb.backends()[0]["available"]:
         pytest.skip("without the c backend there is no target to choose")
     words = "'nonsense'", "expected one of"
     page = _run("info", FASTBATCH_TARGET="nonsense")
     assert page.returncode == 0
     assert all(word in page.stdout for word in words)
+
+
+@pytest.mark.exhaustive  # imports scikit-learn once more
+def test_a_target_that_cannot_be_had_ends_the_demo(tmp_path):
+    if not fb.backends()[0]["available"]:
+        pytest.skip("without the c backend there is no target to choose")
+    words = "'nonsense'", "expected one of"
     demo = _run("demo", "--epochs", 1, "--out", tmp_path / "curve.png", FASTBATCH_TARGET="nonsense")
     assert demo.returncode == 1
     assert all(word in demo.stderr for word in words)
@@ -135,6 +146,7 @@ def test_a_bad_argument_of_the_demo_is_one_line(arguments, words, tmp_path, caps
         assert word in line
 
 
+@pytest.mark.exhaustive  # what the cases above say, by a process
 def test_an_unwritable_path_exits_with_one(tmp_path):
     pytest.importorskip("sklearn", reason="the demo needs scikit-learn")
     pytest.importorskip("matplotlib", reason="the demo needs matplotlib")
@@ -150,11 +162,26 @@ def test_the_demo_without_its_libraries_names_them(missing, monkeypatch, capsys,
     assert "pip install 'fastbatch[demo]'" in capsys.readouterr().err
 
 
-def test_usage_errors_are_argparses():
-    for arguments in ([], ["nothing"], ["demo", "--epochs", "many"]):
-        result = _run(*arguments)
-        assert result.returncode == 2
-        assert result.stderr.startswith("usage: fastbatch")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "required: command"),
+        (["nothing"], "invalid choice: 'nothing'"),
+        (["demo", "--epochs", "many"], "--epochs: invalid int value: 'many'"),
+        (
+            ["train", "t.csv", "--target", "y", "--hidden", "8,many"],
+            "--hidden: expected widths such as 64,64, got '8,many'",
+        ),
+        (["train", "t.csv", "--target", "y", "--batch-size", "all"], "expected a number of rows or full, got 'all'"),
+    ],
+)
+def test_usage_errors_are_argparses(arguments, words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("usage: fastbatch")
+    assert words in said
 
 
 # -- demo ----------------------------------------------------------------------------------------------------------
@@ -169,25 +196,28 @@ def _accuracy(result):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """One run of five epochs: the process's result and the picture's path."""
+    """One run of five epochs: the process's result and the picture's path. `.ci/run` begins with the demo, too."""
     pytest.importorskip("sklearn", reason="the demo needs scikit-learn")
     pytest.importorskip("matplotlib", reason="the demo needs matplotlib")
     picture = tmp_path_factory.mktemp("demo") / "curve.png"
     return _run("demo", "--epochs", 5, "--out", picture), picture
 
 
+@pytest.mark.exhaustive
 def test_the_demo_learns_and_ends_with_the_accuracy(demo):
     result, _ = demo
     # one in ten by chance; five epochs are a twelfth of the default
     assert 0.9 < _accuracy(result) <= 1
 
 
+@pytest.mark.exhaustive
 def test_the_demo_draws_the_curve(demo):
     result, picture = demo
     assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert str(picture) in result.stdout
 
 
+@pytest.mark.exhaustive
 def test_the_demo_prints_every_epoch_and_what_ran(demo):
     result, _ = demo
     epochs = [line for line in result.stdout.splitlines() if line.startswith("epoch ")]

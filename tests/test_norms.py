@@ -245,6 +245,26 @@ def twins(kind: str, dtype: str, ghost: int | None = None):
     return ours, theirs
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 1e20), ("float32", 1e30), ("float64", 1e155)])
+def test_rows_whose_squares_overflow_come_out_as_beta(backend, dtype, size):
+    """As torch has them in float32, as long as the sums of its own are finite."""
+    torch = pytest.importorskip("torch")
+    model = fb.Sequential([fb.LayerNorm(), fb.Dense(6, bias=False)], input_size=6, dtype=dtype)
+    model.weights[0][0][:] = np.eye(6)
+    model.norms[0][1][:] = np.arange(6)
+    x = np.random.default_rng(0).standard_normal((3, 6)).astype(dtype)
+    x[1] *= size
+    with np.errstate(all="ignore"):
+        found = fb.Trainer(model, "mse", backend=backend).predict(x)
+    assert np.array_equal(found[1], np.arange(6))
+    assert np.abs(found[[0, 2]] - np.arange(6)).max() > 0.1
+    if size == 1e20:
+        beta = torch.arange(6, dtype=torch.float32)
+        theirs = torch.nn.functional.layer_norm(torch.tensor(x), (6,), bias=beta).numpy()
+        np.testing.assert_allclose(found, theirs, atol=1e-5)
+
+
 CLOSE = {"float32": 1e-4, "float64": 1e-9}
 
 
