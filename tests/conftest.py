@@ -10,6 +10,7 @@ import collections
 import importlib
 import os
 import shutil
+import subprocess
 import sys
 
 import cases
@@ -22,6 +23,10 @@ import fastbatch as fb
 os.environ.setdefault("KERAS_BACKEND", "numpy")  # the formulas of its optimizers, and no other library
 
 NAMES = {*cases.SUBJECTS, *(str(row["name"]) for row in fb.backends() if row["available"])}
+# Compiles the float64 kernels of the numba backend, 20 s, and leaves them in its cache
+COMPILE = """import numpy as np, fastbatch as fb
+fb.Trainer(fb.MLP([2, 1], dtype="float64"), "mse", backend="numba").step(np.zeros((1, 2)), np.zeros((1, 1)))"""
+_compiling: list[subprocess.Popen] = []
 _ran: collections.Counter[tuple[str, str]] = collections.Counter()  # by backend or target, and suite
 _left: dict[tuple[str, str], collections.Counter[str]] = collections.defaultdict(collections.Counter)  # reasons
 
@@ -49,6 +54,25 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     missing = _missing(os.environ.get("FASTBATCH_EXPECT", ""))
     if missing:
         pytest.exit("FASTBATCH_EXPECT names what is not available: " + "; ".join(missing), returncode=3)
+    config = session.config
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.option.collectonly
+    if whole and "numba" in cases.SUBJECTS:  # beside collection, and beside float32 in the first test that asks for it
+        command = [sys.executable, "-c", COMPILE]
+        _compiling.append(subprocess.Popen(command, cwd=config.rootpath, stderr=subprocess.DEVNULL))
+
+
+def pytest_sessionfinish() -> None:
+    for process in _compiling:
+        process.kill()
+        process.wait()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    torch = sys.modules.get("torch")
+    if torch and torch.get_num_threads() > 1:  # they spin over small networks: 50 steps take 3 s instead of 0.05 s
+        torch.set_num_threads(1)
+    if _compiling and "numba" in _subjects(item) and tiers.axes(item.callspec.params).get("dtype") != "float32":
+        _compiling.pop().wait()
 
 
 def _subjects(item: pytest.Item) -> set[str]:

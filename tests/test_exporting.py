@@ -249,7 +249,7 @@ def test_names(path, name):
     assert name_of(path) == name
 
 
-@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@pytest.mark.parametrize("compiler", ["gcc", pytest.param("clang", marks=pytest.mark.exhaustive)])
 def test_both_compilers_take_every_network(compiler, tmp_path):
     """Under more warnings than are asked for, and without a note from analysis at the level that a release takes."""
     if not shutil.which(compiler):

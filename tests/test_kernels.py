@@ -45,7 +45,7 @@ def test_loss(case):
     oracle.check_loss(SUBJECTS[case.subject], case)
 
 
-@thin(3, "subject", "dtype", "optimizer")
+@thin(2, "subject", "dtype", "optimizer")
 @parametrize(update_cases())
 def test_update(case):
     oracle.check_update(SUBJECTS[case.subject], case)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import OPTIMIZERS, loss_variants, program_of, rng_of, targets
+from tiers import thin
 
 import fastbatch as fb
 from fastbatch import ops
@@ -83,6 +84,7 @@ FUNCTIONS = {
 }
 
 
+@thin(1, "name")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_are_as_exact_as_those_of_c(name, dtype):

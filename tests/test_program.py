@@ -66,13 +66,13 @@ def assert_same_runs(got, expected, what: str) -> None:
 # -- one step ----------------------------------------------------------------------------------------------------------
 
 
-@thin(2, "numbers", "dtype")
+@thin(1, "numbers", "dtype")
 @parametrize(net_cases())
 def test_gradient(case):
     oracle.check_gradient(case)
 
 
-@thin(2, "numbers", "dtype")
+@thin(1, "numbers", "dtype")
 @parametrize(net_cases())
 def test_step_is_gradient_then_update(case, order_of_sums):
     """A run of one step, which may never hold the gradient, gives the bits of accumulate and update."""

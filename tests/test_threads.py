@@ -9,13 +9,15 @@ import sys
 import textwrap
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from helpers import OUTPUTS, assert_same_bits, make_data, make_trainer
+from helpers import BACKENDS, OUTPUTS, assert_same_bits, make_data, make_trainer
 
 import fastbatch as fb
 from fastbatch import cpus, threads
+from fastbatch.backends import is_available
 from fastbatch.protocol import Feed, Sums
 from fastbatch.training import fit as fit_module
 
@@ -332,9 +334,14 @@ def test_batches_of_another_size_have_a_choice_of_their_own():
     assert tuner.run(2e8) <= 1.05 * 1.5e5
 
 
-def test_a_free_choice_changes_no_bit():
+backends = pytest.mark.parametrize("backend", [row for row in BACKENDS if row.id != "reference"])
+
+
+@backends
+def test_a_free_choice_changes_no_bit(backend):
     x, y = make_data("cross_entropy", 2000, inputs=60)
-    trainers = [make_trainer("cross_entropy", sizes=(60, 300, 100, OUTPUTS), dropout=0.2) for _ in range(2)]
+    recipe = {"sizes": (60, 300, 100, OUTPUTS), "dropout": 0.2, "backend": backend}
+    trainers = [make_trainer("cross_entropy", **recipe) for _ in range(2)]
     trainers[0].fit(x, y, batch_size=50, epochs=20)
     with fb.set_num_threads(1, exact=True):
         trainers[1].fit(x, y, batch_size=50, epochs=20)
@@ -409,6 +416,24 @@ def test_callers_share_the_cpus(monkeypatch):
     assert seen[-1][1] == count, "it never had all again"
     assert beside, "no chunk ended beside a long call"
     assert np.median(beside) <= max(1, count // 2)
+
+
+@needs_two
+@backends
+def test_callers_in_two_threads_get_the_bits_of_one_alone(backend):
+    """Each with helpers, whom they share."""
+    x, y = make_data("mse", 400, inputs=60)
+
+    def train(k: int) -> np.ndarray:
+        trainer = make_trainer("mse", sizes=(60, 300, OUTPUTS), seed=k, backend=backend)
+        trainer.fit(x, y, batch_size=100, epochs=4)
+        return trainer.model.parameters
+
+    with fb.set_num_threads(2, exact=True):
+        alone = [train(k) for k in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            for got, expected in zip(pool.map(train, range(4)), alone):
+                assert_same_bits(got, expected)
 
 
 @needs_two
@@ -492,7 +517,20 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 )
 def test_fork(busy):
     """Of a process with helpers, while `busy` other threads are training."""
+    _forks(busy, "c")
+
+
+@needs_fork
+@pytest.mark.exhaustive  # seconds
+def test_fork_of_numba():
+    if not is_available("numba"):
+        pytest.skip("backend numba is not available")
+    _forks(1, "numba")
+
+
+def _forks(busy: int, backend: str) -> None:
     _children(f"""
+        fb.set_backend("{backend}")
         print(work(), flush=True)
         done = threading.Event()
         def train():

@@ -97,15 +97,6 @@ both = pytest.mark.parametrize(("backend", "dtype"), [*_FLOAT32, *_FLOAT64])
 strictest = pytest.mark.parametrize(("backend", "dtype"), [_FLOAT32[0], *_FLOAT64])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_torch_thread():
-    """Torch's own threads spin against each other over networks of this size: 50 steps take 3 s instead of 0.05 s."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def _data(loss, dtype, rows=STEPS * BATCH, seed=0, inputs=SIZES[0]):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((rows, inputs)).astype(dtype)

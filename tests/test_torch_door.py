@@ -11,6 +11,7 @@ import math
 import numpy as np
 import pytest
 from helpers import BACKENDS, assert_same_bits, difference
+from tiers import thin
 
 import fastbatch as fb
 from fastbatch import checks, ops
@@ -27,14 +28,6 @@ pytestmark = pytest.mark.torch
 STEPS, BATCH, INPUTS, OUTPUTS = 50, 32, 12, 5
 backends = pytest.mark.parametrize("backend", BACKENDS)
 dtypes = pytest.mark.parametrize("dtype", ["float32", "float64"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_torch_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _module(dtype="float32", activation=nn.Tanh, seed=1):
@@ -145,6 +138,7 @@ def _adam(module):
 # -- fifty steps -------------------------------------------------------------------------------------------------------
 
 
+@thin(1, "name")
 @dtypes
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_fifty_steps_of_every_optimizer(name, dtype):
@@ -176,6 +170,7 @@ LOSSES = {
 }
 
 
+@thin(1, "name")
 @dtypes
 @pytest.mark.parametrize("name", LOSSES)
 def test_fifty_steps_of_every_loss(name, dtype):
@@ -191,6 +186,7 @@ def test_fifty_steps_of_every_loss(name, dtype):
     twins.agree()
 
 
+@thin(1, "name")
 @backends
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_fifty_steps_of_every_activation(name, backend):
@@ -267,6 +263,7 @@ SCHEDULES = {
 }
 
 
+@thin(3, "schedule")
 @backends
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("groups", [_adam, _two_groups], ids=["one", "two"])

@@ -20,6 +20,7 @@ from helpers import (
     make_trainer,
     same_bits,
 )
+from tiers import thin
 
 import fastbatch as fb
 from fastbatch import ops
@@ -46,6 +47,7 @@ def test_fit_learns_a_function_and_generalises(backend):
     assert after["accuracy"] > 0.9
 
 
+@thin(2, "backend", "optimizer")
 @backends
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("optimizer", sorted(ops.OPTIMIZERS))
@@ -167,6 +169,7 @@ def test_steps_over_the_same_rows_are_the_fit(backend, loss, weighted):
     assert_same_trainer_but_epochs(fitted, stepped)
 
 
+@thin(2, "batch")  # what threads share does not know the loss
 @pytest.mark.parametrize("batch", [1, 7, 64, 300])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_one_and_two_threads_give_the_same_bits(loss, batch):
@@ -492,6 +495,7 @@ def test_gradients_is_what_the_next_update_uses_dropout_included(backend, loss):
     assert not same_bits(trainer.gradients(x, y)[1], gradient)
 
 
+@thin(2, "tiles", "order_of_sums")
 @pytest.mark.parametrize("tiles", [1, 2, 3, 1000])
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("threads", [1, 2])
