@@ -323,7 +323,8 @@ typedef struct fb_tuner {
     double rate;               /* ns per row with the choice, when last seen; 0 when not yet */
     double rates[2][3];        /* of the comparison: choice, other */
     double ns, rows;           /* with the choice since the last comparison */
-    double mean;               /* ns per row of those, when the comparison began; 0 when they were too few */
+    double half_ns, half_rows; /* the first of them; 0 when not yet */
+    double mean;               /* ns per row of those, in the better half, when the comparison began; 0: too few */
     int former;                /* choice, while the new one is on trial; 0 when none is */
     double former_rate;        /* what the new one must not exceed */
 } fb_tuner;

@@ -19,7 +19,9 @@ enum {
     MISSES = 4,                 /* helpers that could not be had, until the comparison is given up */
     STRETCH_NS = 100000,        /* of a comparison; longer than what settling takes on networks of small steps */
     PERIOD_NS = 50000000,
+    SOON_NS = 12500000,         /* from a change to fewer threads to the first look back: what took the CPUs may be gone */
     ENOUGH_NS = 10000000,       /* for a mean */
+    HALF_NS = PERIOD_NS / 2,
     SHARE = 40,
     WAKE_NS = 200000,           /* a step from which on it pays to wait for a helper that wakes */
     CALL_NS = 1000000,          /* work of a call, likewise */
@@ -45,15 +47,26 @@ static void settle(fb_tuner *tuner)
     const double wait = SHARE * tuner->lost;
     tuner->next = tuner->clock + (wait > PERIOD_NS ? (int64_t)wait : PERIOD_NS);
     tuner->other = 0;
-    tuner->ns = tuner->rows = 0;
+    tuner->ns = tuner->rows = tuner->half_ns = tuner->half_rows = 0;
 }
 
 static double larger(double a, double b) { return a > b ? a : b; }
 
+/* ns per row with the choice since the last comparison, 0 when seen too briefly; of two halves the better, as a thread that
+ * loses its CPU again and again does so in both, and what other threads of the process leave behind passes. */
+static double mean_of(const fb_tuner *tuner)
+{
+    const double ns = tuner->ns - tuner->half_ns;
+    const double second = ns > ENOUGH_NS ? ns / (tuner->rows - tuner->half_rows) : 0;
+    if (!tuner->half_rows) return second;
+    const double first = tuner->half_ns / tuner->half_rows;
+    return second > 0 && second < first ? second : first;
+}
+
 /* 0 when the choice was on trial and has failed. */
 static int passed(fb_tuner *tuner)
 {
-    const int failed = tuner->former && tuner->ns > tuner->former_rate * tuner->rows;
+    const int failed = tuner->former && mean_of(tuner) > tuner->former_rate;
     if (failed) {
         tuner->lost = tuner->ns - tuner->former_rate * tuner->rows;
         tuner->threads = tuner->former;
@@ -76,7 +89,7 @@ static void start_comparison(fb_tuner *tuner, double step)
     tuner->turn = tuner->stride - 1;
     tuner->misses = 0;
     tuner->lost = 0;
-    tuner->mean = tuner->ns > ENOUGH_NS ? tuner->ns / tuner->rows : 0;
+    tuner->mean = mean_of(tuner);
 }
 
 fb_stretch fb_choose_threads(fb_tuner *tuner, int most, int64_t steps, int64_t batch, double flops, int64_t now)
@@ -96,7 +109,8 @@ fb_stretch fb_choose_threads(fb_tuner *tuner, int most, int64_t steps, int64_t b
     if (hard || (step > LONG_NS && step * tuner->threads * (double)steps > CALL_NS)) stretch.patience = FB_WAIT_FOR_PARKED;
     else if (steps == 1) stretch.patience = FB_TAKE_AWAKE;
     if (!tuner->other) {
-        if (step > 0) stretch.until = now + (tuner->next - tuner->clock);
+        const int64_t left = tuner->next - tuner->clock, half = HALF_NS - (int64_t)tuner->ns;
+        if (step > 0) stretch.until = now + (tuner->half_rows || left < half ? left : half);
         else stretch.steps = 1; /* the first ever */
         return stretch;
     }
@@ -117,6 +131,7 @@ void fb_report(fb_tuner *tuner, fb_stretch stretch, int threads, int64_t rows, i
         if (tuner->rate == 0 && ns > SLOW_NS) tuner->next = tuner->clock + SLOW_STEPS * ns;
         if (as_asked || tuner->rate == 0) tuner->rate = rate;
         if (as_asked) tuner->ns += (double)ns, tuner->rows += (double)rows;
+        if (!tuner->half_rows && tuner->ns >= HALF_NS) tuner->half_ns = tuner->ns, tuner->half_rows = tuner->rows;
         return;
     }
     if (!as_asked) {
@@ -139,4 +154,5 @@ void fb_report(fb_tuner *tuner, fb_stretch stretch, int threads, int64_t rows, i
         }
     }
     settle(tuner);
+    if (tuner->former > tuner->threads) tuner->next = tuner->clock + SOON_NS;
 }
