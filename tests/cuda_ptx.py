@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import types as python
-from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
@@ -77,6 +76,7 @@ class Launched:
 def measured(text: str, cc: tuple[int, int]) -> dict:
     """Accesses to memory of an unknown kind, arithmetic in double, and what ptxas says of registers and memory."""
     found: dict = {
+        "mma": sorted(set(re.findall(r"\bmma\.sync\.aligned\.(m\d+n\d+k\d+)", text))),
         "generic": len(re.findall(r"\b(?:ld|st)\.[fbu]\d+", text)),
         "double": sorted(set(re.findall(r"\b(?:add|mul|fma|div|sqrt|sub)[.\w]*\.f64\b", text))),
     }
@@ -122,8 +122,8 @@ def install() -> None:
     cuda.current_context = lambda: python.SimpleNamespace(get_memory_info=lambda: room)
 
 
-def nets():
-    """Networks, losses and optimizers that together launch everything."""
+def nets(count: int):
+    """Networks, losses and optimizers that together launch everything, or `count` of each kind."""
     import fastbatch as fb
     from fastbatch import ops
     from fastbatch.plan import make_plan
@@ -132,21 +132,26 @@ def nets():
     everything = list(ops.ACTIVATIONS)
     optimizers = [*ops.OPTIMIZERS.values()]
     losses = [ops.get_loss(name) for name in ops.LOSSES]
-    for k in range(max(len(everything), len(optimizers), len(losses))):
+    for k in range(min(count, max(len(everything), len(optimizers), len(losses)))):
         loss, name = losses[k % len(losses)], everything[k % len(everything)]
         small = fb.MLP([9, 64, 64, 4], activation=name, dtype=dtype)  # a kernel takes its rows through
         yield small, make_plan(small, loss, fb.Adam())
         layers = [fb.Dense(300, name), fb.Dropout(0.3), fb.Activation(name), fb.Dense(7, name), fb.Dense(4)]
         model = fb.Sequential(layers, input_size=9, dtype=dtype)
         yield model, make_plan(model, loss, optimizers[k % len(optimizers)](max_norm=1.0), max_norm=1.0)
+        if dtype == "float32":
+            wide = fb.Sequential([fb.Dense(256, name), fb.Dense(256, name), fb.Dense(4)], input_size=9, dtype=dtype)
+            for precision in ("float32", "bf16"):
+                yield wide, make_plan(wide, loss, fb.SGD(), precision)
 
 
 def main() -> None:
     install()
-    from fastbatch.backends.cuda import memory, steps
+    from fastbatch.backends.cuda import choice, memory, steps
     from fastbatch.protocol import Feed, PerSample, State, Sums
 
-    for model, plan in islice(nets(), 2 * int(sys.argv[3])):
+    choice.trial = lambda arithmetic: choice.Trial("", 2.0)  # there is no device to try
+    for model, plan in nets(int(sys.argv[3])):
         for tiles in sys.argv[4].split(","):
             memory._FULL = 1 if tiles == "large" else 1 << 30
             state = State(

@@ -11,6 +11,7 @@ import sys
 import cases
 import numpy as np
 import pytest
+from bf16 import U, check_product, exact_gradient, rounded
 from helpers import assert_same_bits, difference, make_data, make_trainer, same_bits
 from oracle import Guarded, assert_within, gamma
 
@@ -22,7 +23,6 @@ try:
 except ImportError:
     pytest.skip("the c backend is not built", allow_module_level=True)
 
-U = 2.0**-8  # unit roundoff of 8 significant bits
 ENGINES = [
     pytest.param(name, id=name, marks=pytest.mark.skipif(bool(missing), reason=f"{name}: {missing}"))
     for name, missing in _native.bf16_targets().items()
@@ -33,13 +33,6 @@ if not ENGINES:
 EDGES = (1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 63, 64, 65)
 SHAPES = [tuple(row.values()) for row in cases.pairwise(B=EDGES, I=EDGES, O=EDGES)]
 SHAPES += [(300, 401, 210), (1100, 130, 61), (40, 1101, 531), (70, 2100, 40), (1025, 33, 600), (513, 40, 40)]
-
-
-def rounded(x: np.ndarray) -> np.ndarray:
-    """To 8 significant bits, nearest even; in float64."""
-    bits = np.asarray(x, np.float32).view(np.uint32)
-    kept = bits + np.uint32(0x7FFF) + (bits >> 16 & 1) & np.uint32(0xFFFF0000)
-    return kept.view(np.float32).astype(np.float64)
 
 
 @pytest.fixture(autouse=True)
@@ -55,17 +48,6 @@ def backend(monkeypatch):
         monkeypatch.setitem(sys.modules["fastbatch.backends"]._loaded, "c", native.Native(engine))
 
     return use
-
-
-def check_product(got, left, right, start, what):
-    """Within |x| |w| (2 u + u^2) of the exact product, and within float32's bound of that of rounded operands."""
-    terms = left.shape[1] + 4
-    size = np.abs(rounded(left)) @ np.abs(rounded(right)) + np.abs(start)
-    close = gamma(terms, "float32") * size
-    assert_within(got, rounded(left) @ rounded(right) + start, close, f"{what}, rounded operands")
-    left, right = left.astype(np.float64), right.astype(np.float64)
-    bound = (2 * U + U * U) * (np.abs(left) @ np.abs(right)) + close
-    assert_within(got, left @ right + start, bound, what)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -94,21 +76,6 @@ def test_products(engine, shape, rng):
     check_product(z.array, data["x"], data["w"], data["b"].astype(np.float64), "z")
     check_product(dw, data["x"].T, data["dz"], data["dw"].astype(np.float64), "dw")
     check_product(dx.array, data["dz"], data["w"].T, 0.0, "dx")
-
-
-def exact_gradient(model: fb.Sequential, x: np.ndarray, y: np.ndarray, rounding) -> np.ndarray:
-    """Of the mean squared error of a tanh network, in float64, operands of products rounded by `rounding`."""
-    weights = [(w.astype(np.float64), b.astype(np.float64)) for w, b in model.weights]
-    inputs, a = [], x.astype(np.float64)
-    for k, (w, b) in enumerate(weights):
-        inputs.append(a)
-        a = rounding(a) @ rounding(w) + b
-        a = np.tanh(a) if k < len(weights) - 1 else a
-    dz, parts = 2 * (a - y) / y.shape[1], []  # of the sum over rows: the mean is taken of the sums
-    for k in reversed(range(len(weights))):
-        parts.append(np.concatenate([(rounding(inputs[k]).T @ rounding(dz)).ravel(), dz.sum(axis=0)]))
-        dz = (rounding(dz) @ rounding(weights[k][0]).T) * (1 - inputs[k] ** 2)
-    return np.concatenate(parts[::-1]) / len(x)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -123,14 +123,19 @@ def check_compiled(capability: str, real: str, nets: int, tiles: str) -> int:
         "stretch",
     ):
         assert any(part in name for name in names), part
+    blocks: set[str] = set()
     for row in rows:
         assert "spilled" in row, "ptxas was not found: nvidia-cuda-nvcc-cu12 has it"
         assert row["spilled"] <= (0 if real == "float32" else 64), row
         assert row["shared"] <= 48 * 1024, row
         assert not row["generic"], row  # panels are known to be in shared memory
+        if row["mma"]:
+            assert row["kernel"].endswith("product"), row
+            blocks.update(row["mma"])
         if real == "float32":
             assert row["stack"] == 0, row
             assert not row["double"] or not row["kernel"].endswith(IN_REAL), row
+    assert blocks == ({"m16n8k8", "m16n8k16"} if real == "float32" else set())  # TF32 and bfloat16
     return len(rows)
 
 

@@ -374,7 +374,7 @@ def test_a_race_begins_with_the_losses_of_the_reference(monkeypatch, tmp_path, c
     assert json.loads((tmp_path / "found.json").read_text())["results"].keys() == {"small"}
     assert capsys.readouterr().out.startswith("losses of the reference: small")
     monkeypatch.setattr(memory, "SMALL_NETWORKS", False)
-    monkeypatch.setattr(tiles, "input_gradient", lambda dtype, tile, name: tiles.forward(dtype, tile, name))
+    monkeypatch.setattr(tiles, "input_gradient", lambda *given: tiles.forward(*given))
     with pytest.raises(fb.BackendError, match="computes something else"):
         gpu.bench_gpu(samples=1, json_path=tmp_path / "other.json")
     assert not (tmp_path / "other.json").exists()
@@ -391,7 +391,9 @@ def without_deltas(monkeypatch) -> None:
 
 def another_slope(monkeypatch) -> None:
     original = tiles.input_gradient
-    monkeypatch.setattr(tiles, "input_gradient", lambda dtype, tile, name: original(dtype, tile, "identity"))
+    monkeypatch.setattr(
+        tiles, "input_gradient", lambda dtype, tile, name, *rest: original(dtype, tile, "identity", *rest)
+    )
 
 
 def mask_of_another_row(monkeypatch) -> None:

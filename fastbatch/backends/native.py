@@ -12,7 +12,7 @@ import numpy as np
 from .. import _native, memory, ops, threads
 from ..arena import inference_arena, training_arena
 from ..errors import ArgumentError, BackendError, DivergenceError, did_you_mean
-from ..plan import Plan, Segment
+from ..plan import BF16_NARROW, Plan, Segment
 from ..protocol import Feed, PerSample, State, Sums
 from .native_own import Rows, missing
 
@@ -108,9 +108,6 @@ _BF16_ROWS = 32
 # Rows and widths of the products that decide whether bfloat16 pays: 1 to 4 ms.
 _TRIAL_ROWS, _TRIAL_WIDTH = 64, 512
 
-# Layers with a side below this have float32 products in either table (csrc/kernels/dense_bf16.inc).
-_BF16_WIDTH = 16
-
 
 @cache
 def _trial(target: str, bf16_target: str, inputs: int, outputs: int) -> tuple[float, float]:
@@ -187,12 +184,9 @@ class Native:
         dense = [stage for stage in plan.stages if stage.has_dense]
         if self._bf16_forced or not dense:
             return None
-        wide = [stage for stage in dense if min(stage.inputs, stage.outputs) >= _BF16_WIDTH]
+        wide = [stage for stage in dense if stage.in_bf16]
         if not wide:
-            return (
-                f"precision bf16 does not pay: no layer has {_BF16_WIDTH} inputs and {_BF16_WIDTH} outputs, and "
-                "narrower ones are multiplied in float32; use precision='float32'"
-            )
+            return BF16_NARROW
         largest = max(wide, key=lambda stage: stage.inputs * stage.outputs)
         inputs, outputs = (min(width, _TRIAL_WIDTH) for width in (largest.inputs, largest.outputs))
         slow, fast = _trial(self.target, self.bf16_target, inputs, outputs)

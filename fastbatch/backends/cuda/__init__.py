@@ -6,7 +6,7 @@ from ...errors import BackendError
 from ...plan import Plan
 from ...protocol import Program, State
 from .. import scalars
-from . import kernels, shim, shuffle
+from . import choice, kernels, shim, shuffle
 from .steps import Steps
 
 __all__ = ["Cuda"]
@@ -24,8 +24,6 @@ class Cuda:
         self.device, self.is_real = shim.described(), not shim.SIMULATED
 
     def supports(self, plan: Plan) -> str | None:
-        if plan.precision == "bf16":
-            return "precision bf16 lives in the c backend"
         where = "fastbatch/backends/scalars"
         for stage in plan.stages:
             if stage.norm is not None:
@@ -45,7 +43,7 @@ class Cuda:
         ):
             if formula is not None:
                 return f"{formula.name!r} is compiled for the CPU; backends 'c' and 'numba' run it"
-        return None
+        return choice.bf16_refusal(plan) if plan.precision == "bf16" else None
 
     dense_forward = staticmethod(kernels.dense_forward)
     dense_backward = staticmethod(kernels.dense_backward)

@@ -12,7 +12,6 @@ from ...protocol import Sums
 from . import tiles
 from .memory import Memory, Rows
 from .shim import cuda
-from .tiles import SMALL
 
 __all__ = ["dense_backward", "dense_forward", "loss", "update"]
 
@@ -42,8 +41,8 @@ def dense_forward(x: Array, w: Array, b: Array | None, activation: ops.Activatio
         memory.put(w.size, b)
     for row, to in ((_IDENTITY, z), (activation, a)):
         if to is not None:
-            run = tiles.forward(x.dtype.name, SMALL, row.name)
-            run[SMALL.grid(*a.shape), SMALL.threads](memory.frame, memory.stages, memory.m, 1, 0, False, False)
+            run, tile = memory.product(tiles.FORWARD, 1, row.name, *a.shape)
+            run[tile.grid(*a.shape), tile.threads](memory.frame, memory.stages, memory.m, 1, 0, False, False)
             to[...] = memory.fetch(int(memory.layout.stages[1]["a"]), a.shape)
 
 
@@ -75,8 +74,8 @@ def dense_backward(
     if db is not None:
         db[...] = memory.fetch(start + dw.size, db.shape)
     if dx is not None:
-        run = tiles.input_gradient(x.dtype.name, SMALL, "identity")
-        run[SMALL.grid(*x.shape), SMALL.threads](memory.frame, memory.stages, memory.m, 1, 0, False, False)
+        run, tile = memory.product(tiles.INPUT, 1, "identity", *x.shape)
+        run[tile.grid(*x.shape), tile.threads](memory.frame, memory.stages, memory.m, 1, 0, False, False)
         dx[...] = memory.fetch(int(stages[0]["dy"]), x.shape)
 
 

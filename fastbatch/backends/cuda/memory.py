@@ -10,11 +10,12 @@ import numpy as np
 from ...plan import Plan
 from ...protocol import PerSample
 from .. import scalars
-from . import passes, tiles, updates
+from . import choice, passes, tiles, updates
 from .layout import layout_of
 from .passes import LANES, LOSS_ROWS
 from .shim import SIMULATED, cuda, guarded
 from .stretch import is_small, stretches
+from .tensor import FMA, TENSOR_LARGE, TENSOR_SMALL
 from .tiles import LARGE, SMALL, TILE_ROWS, Tile
 from .updates import BLOCKS, THREADS
 
@@ -64,12 +65,13 @@ class Memory:
     def __init__(self, plan: Plan, rows: int, rates: int = 1, training: bool = True) -> None:
         self.plan, self.rows, self.rates = plan, rows, rates
         dtype, n = np.dtype(plan.dtype), plan.num_parameters
+        self._arithmetic = [choice.arithmetic(plan, stage) for stage in plan.stages]
         stretches = -(-rows // TILE_ROWS)
         blocks = sum(-(-s.inputs // SMALL.rows) * -(-s.outputs // SMALL.columns) for s in plan.stages if s.has_dense)
         fits = training and stretches <= max(1, _PARTIAL // max(n, 1))
         # else one block makes the sums of all stretches, one after the other, to the same bits
         self._apart = fits and stretches > 1 and blocks < 2 * _FULL
-        self.is_small = fits and SMALL_NETWORKS and is_small(plan)
+        self.is_small = fits and SMALL_NETWORKS and is_small(plan) and set(self._arithmetic) == {FMA}
         made = layout_of(plan, rows, stretches if self._apart or self.is_small else 0, training)
         guarded(f"{rows} rows at a time", made.reals * dtype.itemsize + made.doubles * 8)
         self.layout, self.host = made, made.frame
@@ -125,9 +127,16 @@ class Memory:
 
     # -- launches ------------------------------------------------------------------------------------------------------
 
-    def _tile(self, rows: int, columns: int) -> Tile:
-        across, down = LARGE.grid(rows, columns)
-        return LARGE if across * down >= _FULL else SMALL
+    def product(self, kind: int, i: int, activation: str, rows: int, columns: int) -> tuple[Any, Tile]:
+        """The kernel for a product of stage i with so many outputs, and its tile."""
+        dtype, arithmetic = self.plan.dtype, self._arithmetic[i]
+        small, large = (SMALL, LARGE) if arithmetic == FMA else (TENSOR_SMALL, TENSOR_LARGE)
+        across, down = large.grid(rows, columns)
+        tile = large if across * down >= _FULL else small
+        if kind == tiles.WEIGHT:
+            return tiles.weight_gradient(dtype, tile, arithmetic), tile
+        of_kind = tiles.forward if kind == tiles.FORWARD else tiles.input_gradient
+        return of_kind(dtype, tile, activation, arithmetic), tile
 
     def _flat(self, elements: int, queue: Any) -> tuple:
         return max(1, min(_MOST_BLOCKS, -(-elements // THREADS))), THREADS, queue
@@ -150,8 +159,7 @@ class Memory:
             name, elements = stage.activation.name, self.rows * stage.outputs
             given = self.frame, self.stages, self.m, i, at
             if stage.has_dense:
-                tile = self._tile(self.rows, stage.outputs)
-                run = tiles.forward(dtype, tile, name)
+                run, tile = self.product(tiles.FORWARD, i, name, self.rows, stage.outputs)
                 run[tile.grid(self.rows, stage.outputs), tile.threads, queue](*given, False, False)
             else:
                 passes.activate(dtype, name)[self._flat(elements, queue)](*given)
@@ -182,7 +190,7 @@ class Memory:
 
     def backward(self, lowest: int, at: int, queue: Any) -> None:
         """Deltas of the stages from the last down to `lowest`."""
-        dtype, plan = self.plan.dtype, self.plan
+        plan = self.plan
         fused = False
         for i in range(len(plan.stages) - 1, lowest - 1, -1):
             stage = plan.stages[i]
@@ -194,8 +202,7 @@ class Memory:
             fused = stage.has_dense and not plan.stages[i - 1].has_dropout
             if stage.has_dense:
                 name = plan.stages[i - 1].activation.name if fused else "identity"
-                tile = self._tile(self.rows, stage.inputs)
-                run = tiles.input_gradient(dtype, tile, name)
+                run, tile = self.product(tiles.INPUT, i, name, self.rows, stage.inputs)
                 run[tile.grid(self.rows, stage.inputs), tile.threads, queue](*given, False, False)
 
     def delta(self, i: int, at: int, queue: Any) -> None:
@@ -214,18 +221,17 @@ class Memory:
             stage = self.plan.stages[i]
             if stage.w is None:
                 continue
-            height, width = stage.inputs + (stage.b is not None), stage.outputs
-            tile = self._tile(height, width)
+            height, width = stage.inputs, stage.outputs
+            run, tile = self.product(tiles.WEIGHT, i, "identity", height, width)
             across, down = tile.grid(height, width)
             parts = -(-self.rows // TILE_ROWS) if self._apart else 1
-            run = tiles.weight_gradient(dtype, tile)
             run[(across, down, parts), tile.threads, queue](
                 self.frame, self.stages, self.m, i, at, add and not self._apart, self._apart
             )
             if self._apart:
-                end = stage.w + height * width
+                end = stage.w + (height + (stage.b is not None)) * width
                 run = updates.add_parts(dtype)
-                run[self._flat(height * width, queue)](self.frame, self.m, stage.w, end, at, add)
+                run[self._flat(end - stage.w, queue)](self.frame, self.m, stage.w, end, at, add)
 
     def update(self, queue: Any) -> None:
         """One update from the gradient, if it may be made; the next step is then the device's current one."""

@@ -12,14 +12,16 @@ from typing import Any
 
 import numba_cuda  # noqa: F401  puts itself in the place of numba.cuda
 import numpy as np
+from llvmlite import ir
 from numba import cuda
+from numba.cuda import types
 from numba.cuda.core import config
 
 from ...errors import BackendError
 
 __all__ = [
-    "SIMULATED", "Graph", "as_device", "cuda", "described",
-    "event", "free_bytes", "guarded", "inner", "is_on_device", "kernel",
+    "SIMULATED", "Graph", "as_device", "capability", "cuda", "described",
+    "event", "free_bytes", "guarded", "inner", "instruction", "is_on_device", "kernel",
     "missing", "stream",
 ]  # fmt: skip
 
@@ -39,6 +41,45 @@ def inner(function: Callable) -> Any:
     return cuda.jit(device=True)(function)
 
 
+def instruction(text: str, results: str, operands: str) -> Any:
+    """An instruction of PTX for kernels to call, not for the simulator.
+
+    Its registers $0, $1 ... are the results, then the operands: each "f", a float32, or "r", a word of 32 bits. Threads
+    of a warp execute it together: no compiler may move it into a branch.
+    """
+    from numba.cuda import cgutils
+    from numba.cuda.extending import intrinsic
+
+    kinds = {"f": (types.float32, ir.FloatType()), "r": (types.uint32, ir.IntType(32))}
+    found = [kinds[kind] for kind in results]
+    result = found[0][0] if len(found) == 1 else types.UniTuple(found[0][0], len(found))
+    low = found[0][1] if len(found) == 1 else ir.LiteralStructType([kind for _, kind in found])
+    called = ir.FunctionType(low, [kinds[kind][1] for kind in operands])
+    constraints = ",".join([*(f"={kind}" for kind in results), *operands])
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        values = [
+            context.cast(builder, value, given, kinds[kind][0])
+            for value, given, kind in zip(cgutils.unpack_tuple(builder, args[0]), signature.args[0], operands)
+        ]
+        made = builder.call(ir.InlineAsm(called, text, constraints), values, attrs=("convergent",))
+        if len(found) == 1:
+            return made
+        return cgutils.pack_array(builder, [builder.extract_value(made, k) for k in range(len(found))])
+
+    @intrinsic
+    def of_ptx(typingctx, *args):
+        return result(types.StarArgTuple(args)), generate
+
+    return of_ptx
+
+
+def capability() -> tuple[int, int]:
+    """Of the device, by which it is known what instructions it has."""
+    major, minor = cuda.get_current_device().compute_capability
+    return major, minor
+
+
 def missing() -> str | None:
     """None, or what keeps kernels from running here and what to do about it."""
     if SIMULATED:
@@ -54,7 +95,7 @@ def missing() -> str | None:
         return f"the driver found no usable GPU: {error} (see that nvidia-smi lists it, and CUDA_VISIBLE_DEVICES)"
     if not count:
         return "the driver found no GPU (see that nvidia-smi lists it, and CUDA_VISIBLE_DEVICES)"
-    major, minor = cuda.get_current_device().compute_capability
+    major, minor = capability()
     if major < 7:
         return f"the GPU has compute capability {major}.{minor}, kernels are for 7.0 and newer"
     return None

@@ -50,7 +50,7 @@ def stretches(dtype: str, hidden: str, last: str, loss: str, target: str, ordere
     across, down = LARGE.threads
     threads, high, wide = across * down, LARGE.rows, LARGE.columns
     real = np.dtype(dtype).type
-    of_a, of_b = LARGE.panels
+    of_a, of_b = LARGE.panels(1)
     assert threads == LANES * LOSS_ROWS
 
     def stretch(frame, stages, m, d, x, y, weight, order, units, at):
@@ -89,7 +89,7 @@ def stretches(dtype: str, hidden: str, last: str, loss: str, target: str, ordere
             cuda.syncthreads()
         for i in range(n):
             to = f["partial"] + cuda.blockIdx.x * f["count"] + stages[i]["w"]
-            for row0 in range(0, stages[i]["inputs"] + 1, high):
+            for row0 in range(0, stages[i]["inputs"], high):
                 for column0 in range(0, stages[i]["outputs"], wide):
                     weight_tile(stages, m, a, b, i, begin, end, row0, column0, to, False)
 

@@ -1,20 +1,23 @@
 """Products of matrices: a block of threads makes a tile of the result from panels in shared memory.
 
-Every output is summed in one chain over k in ascending order, in registers, by one thread: no bit depends on the tile.
-Of a weight gradient the chain begins anew every `TILE_ROWS` rows, and the sums of these stretches are added in their
-order, whether one block makes all of them or each has a block of its own.
+Every output is summed in one chain over k in ascending order, of terms or of a tensor core's blocks of them, in
+registers, by one thread: no bit depends on the tile. Of a weight gradient the chain begins anew every `TILE_ROWS` rows,
+and the sums of these stretches are added in their order, whether one block makes all of them or each has a block of its
+own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from .. import scalars
+from .panels import LARGE, SMALL, Tile, Way, of_fma
 from .shim import SIMULATED, cuda, inner, kernel
+from .tensor import FEWEST, FMA, TF32, of_tensor
 
 __all__ = [
     "FORWARD", "INPUT", "LARGE", "SMALL", "TILE_ROWS", "WEIGHT", "Tile", "forward", "input_gradient", "tile_of",
@@ -22,31 +25,6 @@ __all__ = [
 ]  # fmt: skip
 
 
-class Tile(NamedTuple):
-    """A block makes rows x columns outputs, `depth` of k at a time; a thread `high` x `wide` of them."""
-
-    rows: int
-    columns: int
-    depth: int
-    high: int
-    wide: int
-
-    @property
-    def threads(self) -> tuple[int, int]:
-        return self.columns // self.wide, self.rows // self.high
-
-    @property
-    def panels(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Shapes of the panels in shared memory; one more than the tile, or threads down a column meet in one bank."""
-        return (self.depth, self.rows + 1), (self.depth, self.columns + 1)
-
-    def grid(self, rows: int, columns: int) -> tuple[int, int]:
-        return -(-columns // self.columns), -(-rows // self.rows)
-
-
-# In the simulator a thread of a block is one of Python's, which takes about a millisecond: tiles of four.
-SMALL = Tile(4, 4, 4, 2, 2) if SIMULATED else Tile(32, 32, 32, 2, 2)
-LARGE = Tile(6, 4, 3, 3, 2) if SIMULATED else Tile(128, 64, 16, 8, 4)
 # Rows of a batch that add up to one stretch of a sum.
 TILE_ROWS = 8 if SIMULATED else 128
 
@@ -54,35 +32,41 @@ FORWARD, INPUT, WEIGHT = range(3)  # kinds of products
 
 
 @cache
-def forward(dtype: str, tile: Tile, activation: str) -> Any:
+def forward(dtype: str, tile: Tile, activation: str, arithmetic: str = FMA) -> Any:
     """``kernel(frame, stages, m, i, at, False, False)``: a = activation(x w + b), and z where it is kept."""
-    return _product(dtype, tile, FORWARD, scalars.ACTIVATIONS[activation][0])
+    return _product(dtype, tile, FORWARD, scalars.ACTIVATIONS[activation][0], arithmetic)
 
 
 @cache
-def input_gradient(dtype: str, tile: Tile, activation: str) -> Any:
+def input_gradient(dtype: str, tile: Tile, activation: str, arithmetic: str = FMA) -> Any:
     """``kernel(frame, stages, m, i, at, False, False)``: dz of the stage below stage i, whose activation is given.
 
     With "identity" that is the gradient of what the stage below hands up.
     """
-    return _product(dtype, tile, INPUT, scalars.ACTIVATIONS[activation][1])
+    return _product(dtype, tile, INPUT, scalars.ACTIVATIONS[activation][1], arithmetic)
 
 
 @cache
-def weight_gradient(dtype: str, tile: Tile) -> Any:
+def weight_gradient(dtype: str, tile: Tile, arithmetic: str = FMA) -> Any:
     """``kernel(frame, stages, m, i, at, add, apart)``: dw and db of stage i.
 
     They are written to `gradient`, or added to it. With `apart` block z makes the sums of the z-th stretch of rows, and
     leaves them in `partial`.
     """
-    return _product(dtype, tile, WEIGHT, scalars.ACTIVATIONS["identity"][0])
+    return _product(dtype, tile, WEIGHT, scalars.ACTIVATIONS["identity"][0], arithmetic)
 
 
-def _product(dtype: str, tile: Tile, kind: int, function: Callable) -> Any:
-    one_tile = tile_of(dtype, tile, kind, function)
+def _way(tile: Tile, arithmetic: str) -> Way:
+    return of_fma(tile) if arithmetic == FMA else of_tensor(tile, arithmetic)
+
+
+def _product(dtype: str, tile: Tile, kind: int, function: Callable, arithmetic: str) -> Any:
+    one_tile = tile_of(dtype, tile, kind, function, arithmetic)
+    if kind == WEIGHT and arithmetic == TF32:
+        one_tile = _but_for_few(one_tile, tile_of(dtype, tile, kind, function))
     tile_rows, tile_columns = tile.rows, tile.columns
     real = np.dtype(dtype).type
-    of_a, of_b = tile.panels
+    of_a, of_b = tile.panels(_way(tile, arithmetic).pad)
 
     def product(frame, stages, m, i, at, add, apart):
         f, s = frame[0], stages[i]
@@ -106,15 +90,31 @@ def _product(dtype: str, tile: Tile, kind: int, function: Callable) -> Any:
     return kernel(product)
 
 
-def tile_of(dtype: str, tile: Tile, kind: int, function: Callable) -> Any:
+def _but_for_few(many: Any, few: Any) -> Any:
+    """Stretches of few rows by another arithmetic: which it is depends on the rows of a stretch, not on pieces."""
+    fewest = FEWEST
+
+    @inner
+    def one_tile(stages, m, a, b, i, first, last, row0, column0, to, add):
+        if last - first < fewest:
+            few(stages, m, a, b, i, first, last, row0, column0, to, add)
+        else:
+            many(stages, m, a, b, i, first, last, row0, column0, to, add)
+
+    return one_tile
+
+
+def tile_of(dtype: str, tile: Tile, kind: int, function: Callable, arithmetic: str = FMA) -> Any:
     """``inner(stages, m, a, b, i, first, last, row0, column0, to, add)``: the outputs of a tile, by a block's threads.
 
     Rows `first` to `last` of a piece are those of the result, or are summed over. A weight gradient is written to `to`
-    in m, or added to what is there. `a` and `b` are room for the panels.
+    in m, or added to what is there; below it the tiles of its first row leave the gradient of the bias. `a` and `b` are
+    room for the panels.
     """
     real = np.dtype(dtype).type
-    zero, one = real(0), real(1)
-    high, wide, depth = tile.high, tile.wide, tile.depth
+    zero = real(0)
+    _, (high, wide), multiply, row_of, column_of = _way(tile, arithmetic)
+    depth = tile.depth
     across, down = tile.threads
     threads = across * down
     tile_rows, tile_columns = tile.rows, tile.columns
@@ -131,9 +131,10 @@ def tile_of(dtype: str, tile: Tile, kind: int, function: Callable) -> Any:
         elif kind == INPUT:
             M, N, end = last, inputs, outputs
         else:
-            M, N, begin, end = inputs + (1 if s["b"] >= 0 else 0), outputs, first, last
-        tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
-        t = ty * across + tx
+            M, N, begin, end = inputs, outputs, first, last
+        t = cuda.threadIdx.y * across + cuda.threadIdx.x
+        has_bias = kind == WEIGHT and s["b"] >= 0 and row0 == 0 and t < tile_columns and column0 + t < N
+        bias = zero
         a_next = cuda.local.array(of_a, real)
         b_next = cuda.local.array(of_b, real)
         sums = cuda.local.array((high, wide), real)
@@ -164,10 +165,8 @@ def tile_of(dtype: str, tile: Tile, kind: int, function: Callable) -> Any:
                     v = zero
                     if kind == WEIGHT:
                         k, r = ahead + e // tile_rows, row0 + e % tile_rows
-                        if k < end and r < inputs:
-                            v = m[x + k * inputs + r]
-                        elif k < end and r < M:
-                            v = one
+                        if k < end and r < M:
+                            v = m[x + k * M + r]
                     else:
                         k, r = ahead + e % depth, row0 + e // depth
                         if k < end and r < M:
@@ -186,10 +185,10 @@ def tile_of(dtype: str, tile: Tile, kind: int, function: Callable) -> Any:
                             v = m[(w if kind == FORWARD else dy) + k * N + c]
                     b_next[j] = v
             if k0 >= begin:
-                for k in range(depth):
-                    for r in range(high):
-                        for c in range(wide):
-                            sums[r, c] += a[k, ty + r * down] * b[k, tx + c * across]
+                multiply(a, b, sums, t)
+                if has_bias:
+                    for k in range(depth):
+                        bias += b[k, t]
                 cuda.syncthreads()
         if kind == FORWARD:
             to = s["a"]
@@ -197,19 +196,22 @@ def tile_of(dtype: str, tile: Tile, kind: int, function: Callable) -> Any:
             to = stages[i - 1]["dy"]
         for r in range(high):
             for c in range(wide):
-                row, column = row0 + ty + r * down, column0 + tx + c * across
+                row, column = row0 + row_of(t, r, c), column0 + column_of(t, r, c)
                 if row < M and column < N:
                     v, place = sums[r, c], to + row * N + column
                     if kind == FORWARD and s["b"] >= 0:
                         v += m[s["b"] + column]
                     m[place] = m[place] + v if add else v
+        if has_bias:
+            place = to + M * N + column0 + t
+            m[place] = m[place] + bias if add else bias
         if kind == WEIGHT:
             return
         # by itself: with a long function in it LLVM leaves the loop above, and with it the sums in local memory
         kept = s["z"] if kind == FORWARD else stages[i - 1]["saved"]
         for r in range(high):
             for c in range(wide):
-                row, column = row0 + ty + r * down, column0 + tx + c * across
+                row, column = row0 + row_of(t, r, c), column0 + column_of(t, r, c)
                 if row < M and column < N:
                     place = row * N + column
                     v = m[to + place]
