@@ -6,6 +6,7 @@ import os
 import platform
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from . import threads
 from ._version import __version__
 from .backends import DEVICE_FLOPS, backends, default_name, get, gpu
 from .cpus import available
+
+if TYPE_CHECKING:
+    from .backends.cuda import Cuda
 
 __all__ = ["Info", "info"]
 
@@ -33,6 +37,8 @@ class Info(dict):
         for row in self["backends"]:
             state = "available" if row["available"] else f"not available: {row['reason']}"
             lines.append(f"            {row['name']:<10} {row['device']:<4} {state}")
+        if self["tensor_cores"]:
+            lines.append(f"tensor    cores of the GPU: {self['tensor_cores']}")
         if self["targets"]:
             lines.append(f"targets   {self['target']} ({self['target_reason']})")
             for name, usable in self["targets"].items():
@@ -55,9 +61,8 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _of_device() -> str:
+def _of_device(device: Cuda | None) -> str:
     """When "auto" takes the GPU instead; nothing where there is none."""
-    device = gpu()
     if device is None:
         return ""
     return (
@@ -74,13 +79,13 @@ def info() -> Info:
     Info
         A dict; ``print(fastbatch.info())`` is readable.
     """
-    rows = backends()
+    rows, device = backends(), gpu()
     wanted = default_name()
     chosen = wanted if wanted != "auto" else next(str(row["name"]) for row in rows if row["available"])
     if wanted != "auto":
         why = "set_backend or environment FASTBATCH_BACKEND"
     elif chosen == "c":
-        why = f"the compiled kernels, float32 and float64{_of_device()}"
+        why = f"the compiled kernels, float32 and float64{_of_device(device)}"
     elif chosen == "numba":
         why = (
             "the C kernels are missing, see below; Numba compiles others, up to 2 times slower, for some 30 s on first "
@@ -104,6 +109,7 @@ def info() -> Info:
         backends=rows,
         barrier_ns=None,
         barrier_threads=min(threads.get_num_threads(), available()),
+        tensor_cores=device.tensor_cores if device else None,
         target=None,
         target_reason="",
         targets={},

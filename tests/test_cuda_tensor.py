@@ -7,6 +7,7 @@ splitting and cutting off cost (`SPLIT` roundings, see tensor.FEWEST), 1/270 of 
 from __future__ import annotations
 
 import functools
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -268,6 +269,21 @@ def test_a_slower_or_wrong_device_is_not_given_it(fresh_trials, monkeypatch):
             assert text in refused
             assert refused.endswith("use precision='float32'")
     assert choice.arithmetic(replace(plan, dtype="float64"), plan.stages[0]) == FMA
+
+
+def test_info_says_what_became_of_it(fresh_trials, monkeypatch):
+    assert get("cuda").tensor_cores.startswith("float32 layers from 256 x 256 on, their products 1.0 times as fast")
+    refused = choice.Trial("does not pay: slow", 1.0)
+    monkeypatch.setattr(choice, "trial", lambda arithmetic: refused)
+    assert (
+        choice.described()
+        == "not for float32 (TF32 does not pay: slow); precision bf16 does not pay: slow, measured now"
+    )
+    info = sys.modules["fastbatch.info"]
+    monkeypatch.setattr(info, "gpu", lambda: get("cuda"))
+    assert "not for float32 (TF32 does not pay: slow)" in str(fb.info())
+    monkeypatch.setattr(info, "gpu", lambda: None)
+    assert "TF32" not in str(fb.info())
 
 
 def make_trainer_plan(model: fb.Sequential):

@@ -103,20 +103,21 @@ def select(name: str, plan: Plan, training: bool = True) -> Backend:
     """
     if _check_name(name) == "auto":
         name = default_name()
+    forced = os.environ.get("FASTBATCH_TARGET")
+    if name == "auto" and training and not forced and plan.flops_per_row >= DEVICE_FLOPS:
+        device = gpu()
+        if device is not None and device.supports(plan) is None:
+            return device
     if name == "auto" and plan.precision == "bf16":
-        name = "c"  # the only one that has it: an error with its reasons, not another precision
+        name = "c"  # the only one on a CPU that has it: an error with its reasons, not another precision
     if name != "auto":
         backend = get(name)
         reason = backend.supports(plan)
         if reason is not None:
             raise BackendError(f"backend {name!r} cannot run this model: {reason}")
         return backend
-    if os.environ.get("FASTBATCH_TARGET"):
+    if forced:
         get("c")  # a target was asked for: without it an error, not another backend
-    elif training and plan.flops_per_row >= DEVICE_FLOPS:
-        device = gpu()
-        if device is not None and device.supports(plan) is None:
-            return device
     # one after the other: Numba takes half a second to import
     candidates = (found for found in map(_load, _TABLE) if not isinstance(found, str))
     chosen = next(backend for backend in candidates if backend.supports(plan) is None)

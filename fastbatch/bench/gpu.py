@@ -44,12 +44,14 @@ def _chosen(names: Sequence[str]) -> list[Workload]:
 
 def machine(field: Sequence[type[Contestant]]) -> dict:
     """The device with its measured ceilings, and the versions of everything."""
+    from ..backends.cuda import choice
     from ..backends.cuda import measure as ceilings
 
     return {
         "device": get("cuda").device,  # type: ignore[attr-defined]
         "peak_gflops": {"1": round(ceilings.gflops(), 1)},
         "bandwidth_gbs": round(ceilings.bandwidth(), 1),
+        "tensor": choice.described(),
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "numpy": np.__version__,
@@ -109,6 +111,7 @@ def _footnotes(found: dict) -> str:
         "Median of whole shuffled epochs by events on the device, data there before; compile time excluded.",
         "roofline: share of the float32 multiply-adds that the device does in registers, without tensor cores.",
         f"{about['device']}: {about['peak_gflops']['1']:,} GFLOP/s, {about['bandwidth_gbs']:,} GB/s, measured now",
+        f"tensor cores: {about['tensor']}",
     ]
     for name, result in found["results"].items():
         for contestant, entry in result["contestants"].items():

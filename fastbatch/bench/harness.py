@@ -24,9 +24,6 @@ __all__ = ["measure", "verify"]
 NOT_INSTALLED = "not installed"
 
 VERIFIED_STEPS = 3
-# Relative to a loss above 1, else absolute. Sums in another order move it by 1e-6, but one relu unit whose z is zero to
-# rounding, open here and shut there, moved it by 2e-4 within six steps (1024-2048-2048-1000, one unit in two million).
-TOLERANCE = 1e-3
 # Seconds that short epochs are repeated for in a turn: the first of them finds caches full of the contestant before.
 TURN = 0.03
 # Below this much work a second thread costs any contestant more than it gives.
@@ -57,7 +54,7 @@ def verify(contestant: type[Contestant], workload: Workload, steps: int = VERIFI
             raise BackendError(f"{contestant.name} on {workload.name}: expected every row once an epoch, got {order}")
         losses = [reference.step(X[rows], y[rows]) for rows in order.reshape(steps, small.batch)]
         expected = statistics.fmean(losses)
-        if not abs(got - expected) <= TOLERANCE * max(1.0, abs(expected)):
+        if not abs(got - expected) <= contestant.tolerance * max(1.0, abs(expected)):
             raise BackendError(
                 f"{contestant.name} on {workload.name} computes something else: epoch {epoch + 1} of {steps} steps, "
                 f"expected a mean loss of {expected:.6g}, got {got:.6g}"

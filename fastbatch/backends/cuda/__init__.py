@@ -45,6 +45,11 @@ class Cuda:
                 return f"{formula.name!r} is compiled for the CPU; backends 'c' and 'numba' run it"
         return choice.bf16_refusal(plan) if plan.precision == "bf16" else None
 
+    @property
+    def tensor_cores(self) -> str:
+        """What they are used for here; measured when it is asked first."""
+        return choice.described()
+
     dense_forward = staticmethod(kernels.dense_forward)
     dense_backward = staticmethod(kernels.dense_backward)
     loss = staticmethod(kernels.loss)

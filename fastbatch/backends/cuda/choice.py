@@ -19,7 +19,7 @@ from .panels import Tile
 from .shim import SIMULATED, capability, cuda
 from .tensor import BF16, FMA, TENSOR_LARGE, TENSOR_SMALL, TF32
 
-__all__ = ["Trial", "arithmetic", "bf16_refusal", "trial", "wrong"]
+__all__ = ["Trial", "arithmetic", "bf16_refusal", "described", "trial", "wrong"]
 
 # Layers with both sides at least this wide are multiplied by tensor cores in float32. Below 129 a network may be one of
 # those that a kernel takes rows through, and up to some 200 a step's time is launches and memory.
@@ -56,6 +56,18 @@ def bf16_refusal(plan: Plan) -> str | None:
         return BF16_NARROW
     refused = trial(BF16).refused
     return f"precision bf16 {refused}; use precision='float32'" if refused else None
+
+
+def described() -> str:
+    """What tensor cores are used for on this device, and what they gain, in words."""
+    split, rounded = trial(TF32), trial(BF16)
+    of_float32 = (
+        f"not for float32 (TF32 {split.refused})"
+        if split.refused
+        else (f"float32 layers from {WIDTH} x {WIDTH} on, their products {split.gain:.1f} times as fast as without")
+    )
+    of_bf16 = rounded.refused or f"{rounded.gain:.1f} times"
+    return f"{of_float32}; precision bf16 {of_bf16}, measured now"
 
 
 @cache

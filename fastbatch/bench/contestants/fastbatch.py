@@ -17,22 +17,23 @@ from .contestant import Contestant
 __all__ = ["Fastbatch", "FastbatchNumba", "trainer_of"]
 
 
-def trainer_of(workload: Workload, backend: str) -> Trainer:
+def trainer_of(workload: Workload, backend: str, precision: str = "float32") -> Trainer:
     """A trainer at the workload's initial weights."""
     model = MLP(workload.dims, activation=workload.act)
     model.set_weights(workload.init())
     loss = "cross_entropy" if workload.loss == "ce" else "mse"
     optimizer = SGD(lr=workload.lr) if workload.opt == "sgd" else Adam(lr=workload.lr)
-    return Trainer(model, loss, optimizer, backend=backend)
+    return Trainer(model, loss, optimizer, backend=backend, precision=precision)
 
 
 class Fastbatch(Contestant):
     key = name = library = "fastbatch"
     color = "#0b6e99"
     backend: ClassVar[str] = "c"
+    precision: ClassVar[str] = "float32"
 
     def __init__(self, workload: Workload, X: np.ndarray, y: np.ndarray) -> None:
-        self.trainer = trainer_of(workload, self.backend)
+        self.trainer = trainer_of(workload, self.backend, self.precision)
         self.X, self.y, self.batch = X, y, workload.batch
 
     @classmethod

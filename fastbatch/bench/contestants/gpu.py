@@ -14,7 +14,9 @@ from .jax_scan import JaxScan
 from .torch import TorchEager
 from .torch_compile import TorchCompile
 
-__all__ = ["GPU_CONTESTANTS", "FastbatchCuda", "JaxGpu", "TorchGpu", "TorchGpuCompile", "TorchGpuGraph"]
+__all__ = [
+    "GPU_CONTESTANTS", "FastbatchCuda", "FastbatchCudaBf16", "JaxGpu", "TorchGpu", "TorchGpuCompile", "TorchGpuGraph",
+]  # fmt: skip
 
 
 class FastbatchCuda(Fastbatch):
@@ -42,6 +44,15 @@ class FastbatchCuda(Fastbatch):
 
     def last_order(self) -> np.ndarray:
         return self._order(self.epochs - 1)
+
+
+class FastbatchCudaBf16(FastbatchCuda):
+    """Operands of products have 8 bits: no peer of those in float32."""
+
+    key, name = "bf16", "fastbatch bf16"
+    color = "#6fb1cf"
+    precision = "bf16"
+    tolerance = 2e-2
 
 
 class _OnGpu(Contestant):
@@ -119,4 +130,6 @@ class JaxGpu(JaxScan):
         super().__init__(workload, X, y)
 
 
-GPU_CONTESTANTS: tuple[type[Contestant], ...] = (FastbatchCuda, TorchGpu, TorchGpuCompile, TorchGpuGraph, JaxGpu)
+GPU_CONTESTANTS: tuple[type[Contestant], ...] = (
+    FastbatchCuda, TorchGpu, TorchGpuCompile, TorchGpuGraph, JaxGpu, FastbatchCudaBf16,
+)  # fmt: skip
