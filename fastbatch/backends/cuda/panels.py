@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .shim import SIMULATED, inner
 
-__all__ = ["LARGE", "SMALL", "Tile", "Way", "of_fma"]
+__all__ = ["LARGE", "SMALL", "Tile", "Way", "of_fma", "panel_of"]
 
 
 class Tile(NamedTuple):
@@ -31,9 +33,46 @@ class Tile(NamedTuple):
         return (self.depth, self.rows + pad), (self.depth, self.columns + pad)
 
 
-# In the simulator a thread of a block is one of Python's, which takes about a millisecond: tiles of four.
+# Threads share panels out evenly: their number is a multiple of rows, columns and depth. In the simulator a thread of a
+# block is one of Python's, which takes about a millisecond: there are few.
 SMALL = Tile(4, 4, 4, 2, 2) if SIMULATED else Tile(32, 32, 32, 2, 2)
-LARGE = Tile(6, 4, 3, 3, 2) if SIMULATED else Tile(128, 64, 16, 8, 4)
+LARGE = Tile(8, 4, 2, 4, 1) if SIMULATED else Tile(128, 64, 16, 8, 4)
+
+
+@cache
+def panel_of(dtype: str, width: int, depth: int, threads: int, turned: bool) -> tuple[int, Any, Any]:
+    """How threads bring a panel (depth, width) into shared memory: elements of each, fetch, and store.
+
+    ``fetch(found, m, origin, stride, line, lines, place, places, t)`` reads those of thread t, from line and place on,
+    of the matrix (lines, places) at `origin` of m, its lines `stride` apart; what is outside of it is zero.
+    ``store(panel, found, t)`` puts them there. The lines of the matrix run along k, and so down the panel, where
+    `turned`. A thread has the same place in every line that it reads.
+    """
+    along = depth if turned else width
+    step, count = threads // along, width * depth // threads
+    assert threads % along == 0
+    zero = np.dtype(dtype).type(0)
+
+    @inner
+    def fetch(found, m, origin, stride, line, lines, place, places, t):
+        line += t // along
+        place += t % along
+        left = np.int32(min(lines - line, step * count) if place < places else 0)
+        at, jump = np.uint64(origin + line * stride + place), np.uint64(step * stride)
+        for j in range(count):
+            found[j] = m[at] if np.int32(j * step) < left else zero
+            at += jump
+
+    @inner
+    def store(panel, found, t):
+        line, place = t // along, t % along
+        for j in range(count):
+            if turned:
+                panel[place, line + j * step] = found[j]
+            else:
+                panel[line + j * step, place] = found[j]
+
+    return count, fetch, store
 
 
 class Way(NamedTuple):

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 # Threads that share a row of the loss, and rows of a block of it.
-LANES = 2 if SIMULATED else 32
+LANES = 4 if SIMULATED else 32
 LOSS_ROWS = 2 if SIMULATED else 8
 LABELS, VALUES, NONE = "labels", "values", "none"
 

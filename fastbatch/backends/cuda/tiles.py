@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .. import scalars
-from .panels import LARGE, SMALL, Tile, Way, of_fma
+from .panels import LARGE, SMALL, Tile, Way, of_fma, panel_of
 from .shim import SIMULATED, cuda, inner, kernel
 from .tensor import FEWEST, FMA, TF32, of_tensor
 
@@ -116,9 +116,9 @@ def tile_of(dtype: str, tile: Tile, kind: int, function: Callable, arithmetic: s
     _, (high, wide), multiply, row_of, column_of = _way(tile, arithmetic)
     depth = tile.depth
     across, down = tile.threads
-    threads = across * down
-    tile_rows, tile_columns = tile.rows, tile.columns
-    of_a, of_b = -(-tile_rows * depth // threads), -(-tile_columns * depth // threads)
+    tile_columns = tile.columns
+    of_a, fetch_a, store_a = panel_of(dtype, tile.rows, depth, across * down, kind != WEIGHT)
+    of_b, fetch_b, store_b = panel_of(dtype, tile.columns, depth, across * down, kind == INPUT)
 
     @inner
     def one_tile(stages, m, a, b, i, first, last, row0, column0, to, add):
@@ -144,46 +144,18 @@ def tile_of(dtype: str, tile: Tile, kind: int, function: Callable, arithmetic: s
         for k0 in range(begin - depth, end, depth):
             ahead = k0 + depth
             if k0 >= begin:
-                for j in range(of_a):
-                    e = t + j * threads
-                    if e < tile_rows * depth:
-                        if kind == WEIGHT:
-                            a[e // tile_rows, e % tile_rows] = a_next[j]
-                        else:
-                            a[e % depth, e // depth] = a_next[j]
-                for j in range(of_b):
-                    e = t + j * threads
-                    if e < tile_columns * depth:
-                        if kind == INPUT:
-                            b[e % depth, e // depth] = b_next[j]
-                        else:
-                            b[e // tile_columns, e % tile_columns] = b_next[j]
+                store_a(a, a_next, t)
+                store_b(b, b_next, t)
                 cuda.syncthreads()
             if ahead < end:  # on their way while the panels before are multiplied
-                for j in range(of_a):
-                    e = t + j * threads
-                    v = zero
-                    if kind == WEIGHT:
-                        k, r = ahead + e // tile_rows, row0 + e % tile_rows
-                        if k < end and r < M:
-                            v = m[x + k * M + r]
-                    else:
-                        k, r = ahead + e % depth, row0 + e // depth
-                        if k < end and r < M:
-                            v = m[(x if kind == FORWARD else dy) + r * end + k]
-                    a_next[j] = v
-                for j in range(of_b):
-                    e = t + j * threads
-                    v = zero
-                    if kind == INPUT:
-                        k, c = ahead + e % depth, column0 + e // depth
-                        if k < end and c < N:
-                            v = m[w + c * end + k]
-                    else:
-                        k, c = ahead + e // tile_columns, column0 + e % tile_columns
-                        if k < end and c < N:
-                            v = m[(w if kind == FORWARD else dy) + k * N + c]
-                    b_next[j] = v
+                if kind == WEIGHT:
+                    fetch_a(a_next, m, x, M, ahead, end, row0, M, t)
+                else:
+                    fetch_a(a_next, m, x if kind == FORWARD else dy, end, row0, M, ahead, end, t)
+                if kind == INPUT:
+                    fetch_b(b_next, m, w, end, column0, N, ahead, end, t)
+                else:
+                    fetch_b(b_next, m, w if kind == FORWARD else dy, N, ahead, end, column0, N, t)
             if k0 >= begin:
                 multiply(a, b, sums, t)
                 if has_bias:
