@@ -150,7 +150,7 @@ def main() -> None:
     from fastbatch.backends.cuda import choice, memory, steps
     from fastbatch.protocol import Feed, PerSample, State, Sums
 
-    choice.trial = lambda arithmetic: choice.Trial("", 2.0)  # there is no device to try
+    choice.trial = lambda *given: choice.Trial("", 2.0)  # there is no device to try
     for model, plan in nets(int(sys.argv[3])):
         for tiles in sys.argv[4].split(","):
             memory._FULL = 1 if tiles == "large" else 1 << 30

@@ -84,15 +84,15 @@ def test_tensor_cores_are_right(arithmetic):
 
 @pytest.mark.parametrize("tensor", [False, True], ids=["multiply-adds", "tensor cores"])
 def test_either_arithmetic_fits_like_c(tensor, monkeypatch):
-    monkeypatch.setattr(choice, "trial", lambda arithmetic: choice.Trial("" if tensor else "not asked for", 2.0))
+    monkeypatch.setattr(choice, "trial", lambda *given: choice.Trial("" if tensor else "not asked for", 2.0))
     ours, theirs = fitted("cuda"), fitted("c")
     oracle.assert_norm_close(ours[0], theirs[0], 1e-4, "parameters")
-    monkeypatch.setattr(choice, "trial", lambda arithmetic: choice.Trial("not asked for" if tensor else "", 2.0))
+    monkeypatch.setattr(choice, "trial", lambda *given: choice.Trial("not asked for" if tensor else "", 2.0))
     assert fitted("cuda")[0].tobytes() != ours[0].tobytes(), "the same bits: it is not chosen"
 
 
 def test_bf16_learns_like_float32(monkeypatch):
-    monkeypatch.setattr(choice, "trial", lambda arithmetic: choice.Trial("", 2.0))
+    monkeypatch.setattr(choice, "trial", lambda *given: choice.Trial("", 2.0))
     rounded, exact = fitted("cuda", precision="bf16"), fitted("cuda")
     assert rounded[0].tobytes() == fitted("cuda", precision="bf16")[0].tobytes()
     assert rounded[0].tobytes() != exact[0].tobytes()

@@ -54,7 +54,7 @@ def split(monkeypatch):
     """Layers of any width are multiplied in TF32."""
     gamma = oracle.gamma
     monkeypatch.setattr(choice, "WIDTH", 1)
-    monkeypatch.setattr(choice, "trial", lambda arithmetic: choice.Trial("", 2.0))
+    monkeypatch.setattr(choice, "trial", lambda *given: choice.Trial("", 2.0))
     monkeypatch.setattr(memory, "SMALL_NETWORKS", False)
     monkeypatch.setattr(oracle, "gamma", lambda n, dtype: gamma(n + SPLIT * (dtype == "float32"), dtype))
 
@@ -82,7 +82,7 @@ def test_every_activation(case, split):
 def test_wide_layers_keep_the_bounds_of_float32(large, monkeypatch):
     """All three products, of 70 terms and more: nothing is added to the bounds."""
     monkeypatch.setattr(choice, "WIDTH", 64)
-    monkeypatch.setattr(choice, "trial", lambda arithmetic: choice.Trial("", 2.0))
+    monkeypatch.setattr(choice, "trial", lambda *given: choice.Trial("", 2.0))
     monkeypatch.setattr(memory, "_FULL", 1 if large else 1 << 30)
     used = recorded(monkeypatch)
     shape = (21, 70, 65)
@@ -138,7 +138,7 @@ def test_tiles_of_a_gpu(monkeypatch):
     monkeypatch.setattr(choice, "TENSOR_LARGE", panels.Tile(128, 64, 16, 8, 4))
     monkeypatch.setattr(choice, "_CHECKED", (31, 29))
     for arithmetic in (TF32, BF16):
-        assert choice.wrong(arithmetic) == ""
+        assert choice.wrong.__wrapped__(arithmetic) == ""
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
@@ -161,7 +161,7 @@ def test_what_rounds_to_infinity_changes_nothing(precision, split):
 @pytest.fixture
 def in_bf16(monkeypatch):
     """Precision bf16 runs where it does not pay."""
-    monkeypatch.setattr(choice, "trial", lambda arithmetic: choice.Trial("", 2.0))
+    monkeypatch.setattr(choice, "trial", lambda *given: choice.Trial("", 2.0))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
@@ -249,6 +249,8 @@ def fresh_trials():
 
 def test_a_slower_or_wrong_device_is_not_given_it(fresh_trials, monkeypatch):
     monkeypatch.setattr(choice, "SIMULATED", False)
+    monkeypatch.setattr(choice, "_WIDEST", 1024)
+    asked = []
     wide = fb.MLP([256, 256, 256, 10], seed=0)
     plan = make_trainer_plan(wide)
     for capability, wrong, gain, text in (
@@ -260,7 +262,7 @@ def test_a_slower_or_wrong_device_is_not_given_it(fresh_trials, monkeypatch):
         choice.trial.cache_clear()
         monkeypatch.setattr(choice, "capability", lambda capability=capability: capability)
         monkeypatch.setattr(choice, "wrong", lambda arithmetic, wrong=wrong: wrong)
-        monkeypatch.setattr(choice, "_gain", lambda arithmetic, gain=gain: gain)
+        monkeypatch.setattr(choice, "_gain", lambda *given, gain=gain: asked.append(given) or gain)
         assert [choice.arithmetic(plan, stage) for stage in plan.stages] == [FMA if text else TF32] * 2 + [FMA]
         assert text in choice.trial(TF32).refused
         refused = get("cuda").supports(replace(plan, precision="bf16"))
@@ -268,13 +270,15 @@ def test_a_slower_or_wrong_device_is_not_given_it(fresh_trials, monkeypatch):
         if refused:
             assert text in refused
             assert refused.endswith("use precision='float32'")
+    assert asked[-2][0] == TF32
+    assert asked[-1] == (BF16, 256, 256)  # by its largest layer
     assert choice.arithmetic(replace(plan, dtype="float64"), plan.stages[0]) == FMA
 
 
 def test_info_says_what_became_of_it(fresh_trials, monkeypatch):
     assert get("cuda").tensor_cores.startswith("float32 layers from 256 x 256 on, their products 1.0 times as fast")
     refused = choice.Trial("does not pay: slow", 1.0)
-    monkeypatch.setattr(choice, "trial", lambda arithmetic: refused)
+    monkeypatch.setattr(choice, "trial", lambda *given: refused)
     assert (
         choice.described()
         == "not for float32 (TF32 does not pay: slow); precision bf16 does not pay: slow, measured now"
@@ -322,11 +326,11 @@ def forget(made) -> None:
 def test_mutants_are_rejected(mutant, split, monkeypatch):
     case = DenseCase("forward", "cuda", "float32", "tanh", 17, 9, 8)
     oracle.check_dense_forward(get("cuda"), case)
-    assert choice.wrong(TF32) == ""
+    assert choice.wrong.__wrapped__(TF32) == ""
     mutant(monkeypatch)
     try:
         with pytest.raises(AssertionError):
             oracle.check_dense_forward(get("cuda"), case)
-        assert "times float32's bound" in choice.wrong(TF32)
+        assert "times float32's bound" in choice.wrong.__wrapped__(TF32)
     finally:
         forget(tensor.of_tensor)

@@ -25,8 +25,8 @@ __all__ = ["Trial", "arithmetic", "bf16_refusal", "described", "trial", "wrong"]
 # those that a kernel takes rows through, and up to some 200 a step's time is launches and memory.
 WIDTH = 256
 
-# Of the product that is timed: (SIZE, SIZE) x (SIZE, SIZE), which fills a device with large tiles.
-_SIZE, _ROUNDS = (16, 1) if SIMULATED else (1024, 9)
+# Rows of the product that is timed, and its inputs and outputs at most: it fills a device with large tiles.
+_ROWS, _WIDEST, _ROUNDS = (16, 16, 1) if SIMULATED else (4096, 1024, 9)
 # Rows and columns of the product that is checked, with edges of both tiles.
 _CHECKED, _TERMS = (19, 11) if SIMULATED else (203, 91), 64
 
@@ -50,11 +50,15 @@ def arithmetic(plan: Plan, stage: Stage) -> str:
 
 
 def bf16_refusal(plan: Plan) -> str | None:
-    """Why precision bf16 cannot run on this device, or would not pay."""
+    """Why precision bf16 cannot run on this device, or would not pay: by its largest layer, as on a CPU."""
     dense = [stage for stage in plan.stages if stage.has_dense]
-    if dense and not any(stage.in_bf16 for stage in dense):
+    wide = [stage for stage in dense if stage.in_bf16]
+    if not dense:
+        return None
+    if not wide:
         return BF16_NARROW
-    refused = trial(BF16).refused
+    largest = max(wide, key=lambda stage: stage.inputs * stage.outputs)
+    refused = trial(BF16, min(largest.inputs, _WIDEST), min(largest.outputs, _WIDEST)).refused
     return f"precision bf16 {refused}; use precision='float32'" if refused else None
 
 
@@ -71,8 +75,8 @@ def described() -> str:
 
 
 @cache
-def trial(arithmetic: str) -> Trial:
-    """Whether tensor cores serve here; the first time it takes the seconds that kernels take to compile."""
+def trial(arithmetic: str, inputs: int = _WIDEST, outputs: int = _WIDEST) -> Trial:
+    """Whether tensor cores serve a layer here; the first time it takes the seconds that kernels take to compile."""
     if SIMULATED:
         return Trial("", 1.0)
     found = capability()
@@ -81,13 +85,14 @@ def trial(arithmetic: str) -> Trial:
     reason = wrong(arithmetic)
     if reason:
         return Trial(f"is not available ({reason})", 0.0)
-    gain = _gain(arithmetic)
+    gain = _gain(arithmetic, inputs, outputs)
     if gain < 1.1:
-        shape = f"({_SIZE}, {_SIZE})"
-        return Trial(f"does not pay: the product {shape} x {shape} takes {1 / gain:.2f} of float32's time here", gain)
+        shape = f"({_ROWS}, {inputs}) x ({inputs}, {outputs})"
+        return Trial(f"does not pay: the product {shape} takes {1 / gain:.2f} of float32's time here", gain)
     return Trial("", gain)
 
 
+@cache
 def wrong(arithmetic: str) -> str:
     """In which tile products are beyond the bounds of float32, or "": of few terms, where these are tightest."""
     rng, (rows, columns) = np.random.default_rng(0), _CHECKED
@@ -103,10 +108,10 @@ def wrong(arithmetic: str) -> str:
     return ""
 
 
-def _gain(arithmetic: str) -> float:
+def _gain(arithmetic: str, inputs: int, outputs: int) -> float:
     """How often faster than multiply-adds a product is; the best of some rounds, in turns."""
-    x = np.ones((_SIZE, _SIZE))
-    products = [_Product(x, x, TENSOR_LARGE, name) for name in (FMA, arithmetic)]
+    x, w = np.ones((_ROWS, inputs)), np.ones((inputs, outputs))
+    products = [_Product(x, w, TENSOR_LARGE, name) for name in (FMA, arithmetic)]
     best = [np.inf, np.inf]
     for _ in range(1 + _ROUNDS):  # the first compiles
         for i, product in enumerate(products):

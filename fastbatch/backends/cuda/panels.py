@@ -46,7 +46,8 @@ def panel_of(dtype: str, width: int, depth: int, threads: int, turned: bool) -> 
     ``fetch(found, m, origin, stride, line, lines, place, places, t)`` reads those of thread t, from line and place on,
     of the matrix (lines, places) at `origin` of m, its lines `stride` apart; what is outside of it is zero.
     ``store(panel, found, t)`` puts them there. The lines of the matrix run along k, and so down the panel, where
-    `turned`. A thread has the same place in every line that it reads.
+    `turned`. A thread has the same place in every line that it reads. Its index has no sign: what a negative
+    one means, from the end, costs four instructions.
     """
     along = depth if turned else width
     step, count = threads // along, width * depth // threads

@@ -170,7 +170,7 @@ def tile_of(dtype: str, tile: Tile, kind: int, function: Callable, arithmetic: s
             for c in range(wide):
                 row, column = row0 + row_of(t, r, c), column0 + column_of(t, r, c)
                 if row < M and column < N:
-                    v, place = sums[r, c], to + row * N + column
+                    v, place = sums[r, c], np.uint64(to + row * N + column)
                     if kind == FORWARD and s["b"] >= 0:
                         v += m[s["b"] + column]
                     m[place] = m[place] + v if add else v
@@ -185,13 +185,13 @@ def tile_of(dtype: str, tile: Tile, kind: int, function: Callable, arithmetic: s
             for c in range(wide):
                 row, column = row0 + row_of(t, r, c), column0 + column_of(t, r, c)
                 if row < M and column < N:
-                    place = row * N + column
-                    v = m[to + place]
+                    place, saved = np.uint64(to + row * N + column), np.uint64(kept + row * N + column)
+                    v = m[place]
                     if kind == FORWARD:
                         if kept >= 0:
-                            m[kept + place] = v
-                        m[to + place] = function(v)
+                            m[saved] = v
+                        m[place] = function(v)
                     elif kept >= 0:
-                        m[to + place] = v * function(m[kept + place])
+                        m[place] = v * function(m[saved])
 
     return one_tile
