@@ -12,16 +12,26 @@ from .errors import ArgumentError
 from .layers import Activation, BatchNorm, Dense, Dropout, LayerNorm
 from .model import Sequential
 
-__all__ = ["BF16_NARROW", "Norm", "Plan", "Segment", "Stage", "check_derivatives", "check_micro_batch", "make_plan"]
+__all__ = [
+    "BF16_NARROW",
+    "BF16_WIDTH",
+    "Norm",
+    "Plan",
+    "Segment",
+    "Stage",
+    "check_derivatives",
+    "check_micro_batch",
+    "make_plan",
+]
 
 # Parameters up to which activations are more to exchange between threads than gradients are: 32 KiB of float32, in L1.
 # Of float64 both are twice as much.
 SMALL_GRADIENT = 8192
 
 # Layers with a side below this have float32 products in precision bf16, too (csrc/kernels/dense_bf16.inc).
-_BF16_WIDTH = 16
+BF16_WIDTH = 16
 BF16_NARROW = (
-    f"precision bf16 does not pay: no layer has {_BF16_WIDTH} inputs and {_BF16_WIDTH} outputs, and narrower ones are "
+    f"precision bf16 does not pay: no layer has {BF16_WIDTH} inputs and {BF16_WIDTH} outputs, and narrower ones are "
     "multiplied in float32; use precision='float32'"
 )
 
@@ -92,7 +102,7 @@ class Stage:
     @property
     def in_bf16(self) -> bool:
         """Whether precision bf16 has its products in bfloat16."""
-        return self.has_dense and min(self.inputs, self.outputs) >= _BF16_WIDTH
+        return self.has_dense and min(self.inputs, self.outputs) >= BF16_WIDTH
 
     @property
     def is_trained(self) -> bool:

@@ -123,7 +123,10 @@ def install() -> None:
 
 
 def nets(count: int):
-    """Networks, losses and optimizers that together launch everything, or `count` of each kind."""
+    """Networks, losses and optimizers that together launch everything, or `count` of each kind.
+
+    With each whether the device's tensor cores serve float32.
+    """
     import fastbatch as fb
     from fastbatch import ops
     from fastbatch.plan import make_plan
@@ -135,14 +138,15 @@ def nets(count: int):
     for k in range(min(count, max(len(everything), len(optimizers), len(losses)))):
         loss, name = losses[k % len(losses)], everything[k % len(everything)]
         small = fb.MLP([9, 64, 64, 4], activation=name, dtype=dtype)  # a kernel takes its rows through
-        yield small, make_plan(small, loss, fb.Adam())
+        yield small, make_plan(small, loss, fb.Adam()), False
         layers = [fb.Dense(300, name), fb.Dropout(0.3), fb.Activation(name), fb.Dense(7, name), fb.Dense(4)]
         model = fb.Sequential(layers, input_size=9, dtype=dtype)
-        yield model, make_plan(model, loss, optimizers[k % len(optimizers)](max_norm=1.0), max_norm=1.0)
+        yield model, make_plan(model, loss, optimizers[k % len(optimizers)](max_norm=1.0), max_norm=1.0), False
         if dtype == "float32":
             wide = fb.Sequential([fb.Dense(256, name), fb.Dense(256, name), fb.Dense(4)], input_size=9, dtype=dtype)
             for precision in ("float32", "bf16"):
-                yield wide, make_plan(wide, loss, fb.SGD(), precision)
+                yield wide, make_plan(wide, loss, fb.SGD(), precision), True
+                yield small, make_plan(small, loss, fb.Adam(), precision), True
 
 
 def main() -> None:
@@ -150,8 +154,8 @@ def main() -> None:
     from fastbatch.backends.cuda import choice, memory, steps
     from fastbatch.protocol import Feed, PerSample, State, Sums
 
-    choice.trial = lambda *given: choice.Trial("", 2.0)  # there is no device to try
-    for model, plan in nets(int(sys.argv[3])):
+    for model, plan, tensor in nets(int(sys.argv[3])):
+        choice.trial = lambda *given, tensor=tensor: choice.Trial("" if tensor else "not this time", 2.0)
         for tiles in sys.argv[4].split(","):
             memory._FULL = 1 if tiles == "large" else 1 << 30
             state = State(

@@ -130,7 +130,7 @@ def check_compiled(capability: str, real: str, nets: int, tiles: str) -> int:
         assert row["shared"] <= 48 * 1024, row
         assert not row["generic"], row  # panels are known to be in shared memory
         if row["mma"]:
-            assert row["kernel"].endswith("product"), row
+            assert row["kernel"].endswith(("product", "stretch")), row
             blocks.update(row["mma"])
         if real == "float32":
             assert row["stack"] == 0, row

@@ -17,12 +17,14 @@ import numpy as np
 import oracle
 import pytest
 import test_program
-from cases import DenseCase, dense_cases, net_cases, parametrize
+from cases import DenseCase, dense_cases, few_nets, net_cases, parametrize
 from helpers import difference, make_data, make_trainer
 from simulator import steady
 
 import fastbatch as fb
+import fastbatch.plan as stage_module
 from fastbatch.backends import get, is_available
+from fastbatch.protocol import Sums
 
 pytest.importorskip("numba_cuda")
 if not is_available("cuda"):
@@ -40,7 +42,7 @@ SPLIT = 30
 SHAPES = [(1, 1, 1), (3, 5, 2), (17, 9, 8), (9, 16, 17), (16, 33, 7), (35, 20, 34)]
 if not SIMULATED:
     SHAPES += [(129, 784, 63), (300, 401, 210), (1025, 64, 64), (4096, 270, 130)]
-NETS = [case for case in served(net_cases(["cuda"])) if case.dtype == "float32"]
+NETS = [case for case in served(net_cases(["cuda"])) if case.dtype == "float32" and case.net != "narrow"]  # 10 s each
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +131,30 @@ def test_no_bit_depends_on_tiles_pieces_or_blocks_of_stretches(full, partial, sp
 @functools.cache
 def split_steps() -> tuple:
     return clipped_steps()
+
+
+@parametrize([case for case in served(few_nets(["cuda"])) if case.net in ("nobias", "six") and case.dtype == "float32"])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_small_networks_have_the_bits_of_others(case, precision, split, monkeypatch):
+    """The kernel that takes rows through has both arithmetics, as the kernels of single layers have."""
+    width = 8
+    monkeypatch.setattr(choice, "WIDTH", width)
+    monkeypatch.setattr(stage_module, "BF16_WIDTH", width)
+    monkeypatch.setattr(choice, "BF16_WIDTH", width)
+    found, rows = [], tiles.TILE_ROWS + 3
+    for small in (True, False):
+        monkeypatch.setattr(memory, "SMALL_NETWORKS", small)
+        model = case.model()
+        plan, state = replace(case.plan(model), precision=precision), case.state(model)
+        program, sums = cases.program_of(get("cuda"), plan, state), Sums()
+        program.run(replace(case.feed(rows), batch=rows), 0, 1, np.full(1, 0.1), 1e6, sums)
+        made = program._steps._reserve(1)
+        assert made.is_small == small
+        found.append((state.parameters.tobytes(), sums.loss, made._arithmetic))
+    assert found[0] == found[1]
+    rounds = BF16 if precision == "bf16" else TF32
+    assert set(found[0][2]) == {FMA, rounds}
+    assert found[0][2] == [rounds if min(s.inputs, s.outputs) >= width else FMA for s in plan.stages]
 
 
 @pytest.mark.skipif(not SIMULATED, reason="a GPU has no other tiles")
@@ -264,30 +290,32 @@ def test_a_slower_or_wrong_device_is_not_given_it(fresh_trials, monkeypatch):
         monkeypatch.setattr(choice, "wrong", lambda arithmetic, wrong=wrong: wrong)
         monkeypatch.setattr(choice, "_gain", lambda *given, gain=gain: asked.append(given) or gain)
         assert [choice.arithmetic(plan, stage) for stage in plan.stages] == [FMA if text else TF32] * 2 + [FMA]
-        assert text in choice.trial(TF32).refused
+        assert text in choice.trial(TF32, 1024, 1024).refused
         refused = get("cuda").supports(replace(plan, precision="bf16"))
         assert (refused is None) == (not text)
         if refused:
             assert text in refused
             assert refused.endswith("use precision='float32'")
-    assert asked[-2][0] == TF32
-    assert asked[-1] == (BF16, 256, 256)  # by its largest layer
+    assert asked[-2:] == [(TF32, 1024, 1024), (BF16, 256, 256)], "one product for all wide layers; the largest layer's"
+    narrow = make_trainer_plan(fb.MLP([63, 64, 128, 64], seed=0))
+    assert [choice.arithmetic(narrow, stage) for stage in narrow.stages] == [FMA, TF32, TF32]
+    assert asked[-1] == (TF32, 64, 64)
     assert choice.arithmetic(replace(plan, dtype="float64"), plan.stages[0]) == FMA
 
 
 def test_info_says_what_became_of_it(fresh_trials, monkeypatch):
-    assert get("cuda").tensor_cores.startswith("float32 layers from 256 x 256 on, their products 1.0 times as fast")
+    assert get("cuda").tensor_cores == (
+        "products of float32 layers from 64 units on 1.0 times as fast, from 256 on 1.0 times as fast, "
+        "precision bf16 1.0 times as fast, measured now"
+    )
     refused = choice.Trial("does not pay: slow", 1.0)
     monkeypatch.setattr(choice, "trial", lambda *given: refused)
-    assert (
-        choice.described()
-        == "not for float32 (TF32 does not pay: slow); precision bf16 does not pay: slow, measured now"
-    )
+    assert choice.described().count("does not pay: slow") == 3
     info = sys.modules["fastbatch.info"]
     monkeypatch.setattr(info, "gpu", lambda: get("cuda"))
-    assert "not for float32 (TF32 does not pay: slow)" in str(fb.info())
+    assert "products of float32 layers from 64 units on does not pay: slow" in str(fb.info())
     monkeypatch.setattr(info, "gpu", lambda: None)
-    assert "TF32" not in str(fb.info())
+    assert "does not pay: slow" not in str(fb.info())
 
 
 def make_trainer_plan(model: fb.Sequential):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ... import ops
-from ...plan import BF16_NARROW, Plan, Stage
+from ...plan import BF16_NARROW, BF16_WIDTH, Plan, Stage
 from . import tiles
 from .layout import layout_of
 from .measure import timed
@@ -19,14 +19,15 @@ from .panels import Tile
 from .shim import SIMULATED, capability, cuda
 from .tensor import BF16, FMA, TENSOR_LARGE, TENSOR_SMALL, TF32
 
-__all__ = ["Trial", "arithmetic", "bf16_refusal", "described", "trial", "wrong"]
+__all__ = ["Trial", "arithmetic", "bf16_refusal", "described", "least", "trial", "wrong"]
 
-# Layers with both sides at least this wide are multiplied by tensor cores in float32. Below 129 a network may be one of
-# those that a kernel takes rows through, and up to some 200 a step's time is launches and memory.
-WIDTH = 256
+# Layers with both sides at least this wide are multiplied by tensor cores in float32, whose bounds that many terms keep
+# (tensor.FEWEST); up to the second one a product is as much a matter of memory, and judged by itself.
+WIDTH, WIDE = 64, 256
 
-# Rows of the product that is timed, and its inputs and outputs at most: it fills a device with large tiles.
-_ROWS, _WIDEST, _ROUNDS = (16, 16, 1) if SIMULATED else (4096, 1024, 9)
+# Of the product that is timed: its inputs and outputs at most, its rows at most, and all three multiplied, which takes
+# a GPU some 0.1 ms, so that launches do not count.
+_WIDEST, _MOST_ROWS, _PRODUCTS, _ROUNDS = (16, 16, 1 << 12, 1) if SIMULATED else (1024, 1 << 17, 1 << 32, 9)
 # Rows and columns of the product that is checked, with edges of both tiles.
 _CHECKED, _TERMS = (19, 11) if SIMULATED else (203, 91), 64
 
@@ -44,9 +45,20 @@ def arithmetic(plan: Plan, stage: Stage) -> str:
         return FMA
     if plan.precision == "bf16":
         return BF16 if stage.in_bf16 else FMA
-    if plan.dtype != "float32" or min(stage.inputs, stage.outputs) < WIDTH or trial(TF32).refused:
+    side = min(stage.inputs, stage.outputs)
+    if plan.dtype != "float32" or side < WIDTH:
         return FMA
-    return TF32
+    return FMA if trial(TF32, *_judge(side)).refused else TF32
+
+
+def least(arithmetic: str) -> int:
+    """The side from which layers have an arithmetic."""
+    return {FMA: 0, TF32: WIDTH, BF16: BF16_WIDTH}[arithmetic]
+
+
+def _judge(side: int) -> tuple[int, int]:
+    """Inputs and outputs of the product that decides for float32 layers of such a least side: of two sizes."""
+    return (_WIDEST, _WIDEST) if side >= WIDE else (WIDTH, WIDTH)
 
 
 def bf16_refusal(plan: Plan) -> str | None:
@@ -64,18 +76,19 @@ def bf16_refusal(plan: Plan) -> str | None:
 
 def described() -> str:
     """What tensor cores are used for on this device, and what they gain, in words."""
-    split, rounded = trial(TF32), trial(BF16)
-    of_float32 = (
-        f"not for float32 (TF32 {split.refused})"
-        if split.refused
-        else (f"float32 layers from {WIDTH} x {WIDTH} on, their products {split.gain:.1f} times as fast as without")
-    )
-    of_bf16 = rounded.refused or f"{rounded.gain:.1f} times"
-    return f"{of_float32}; precision bf16 {of_bf16}, measured now"
+    words = [
+        f"{what} {made.refused or f'{made.gain:.1f} times as fast'}"
+        for what, made in (
+            (f"float32 layers from {WIDTH} units on", trial(TF32, *_judge(WIDTH))),
+            (f"from {WIDE} on", trial(TF32, *_judge(WIDE))),
+            ("precision bf16", trial(BF16, *_judge(WIDE))),
+        )
+    ]
+    return f"products of {', '.join(words)}, measured now"
 
 
 @cache
-def trial(arithmetic: str, inputs: int = _WIDEST, outputs: int = _WIDEST) -> Trial:
+def trial(arithmetic: str, inputs: int, outputs: int) -> Trial:
     """Whether tensor cores serve a layer here; the first time it takes the seconds that kernels take to compile."""
     if SIMULATED:
         return Trial("", 1.0)
@@ -87,9 +100,13 @@ def trial(arithmetic: str, inputs: int = _WIDEST, outputs: int = _WIDEST) -> Tri
         return Trial(f"is not available ({reason})", 0.0)
     gain = _gain(arithmetic, inputs, outputs)
     if gain < 1.1:
-        shape = f"({_ROWS}, {inputs}) x ({inputs}, {outputs})"
+        shape = f"({_rows(inputs, outputs)}, {inputs}) x ({inputs}, {outputs})"
         return Trial(f"does not pay: the product {shape} takes {1 / gain:.2f} of float32's time here", gain)
     return Trial("", gain)
+
+
+def _rows(inputs: int, outputs: int) -> int:
+    return min(_MOST_ROWS, _PRODUCTS // (inputs * outputs))
 
 
 @cache
@@ -110,7 +127,7 @@ def wrong(arithmetic: str) -> str:
 
 def _gain(arithmetic: str, inputs: int, outputs: int) -> float:
     """How often faster than multiply-adds a product is; the best of some rounds, in turns."""
-    x, w = np.ones((_ROWS, inputs)), np.ones((inputs, outputs))
+    x, w = np.ones((_rows(inputs, outputs), inputs)), np.ones((inputs, outputs))
     products = [_Product(x, w, TENSOR_LARGE, name) for name in (FMA, arithmetic)]
     best = [np.inf, np.inf]
     for _ in range(1 + _ROUNDS):  # the first compiles

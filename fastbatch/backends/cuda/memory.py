@@ -15,8 +15,8 @@ from .layout import layout_of
 from .passes import LANES, LOSS_ROWS
 from .shim import SIMULATED, cuda, guarded
 from .stretch import is_small, stretches
-from .tensor import FMA, TENSOR_LARGE, TENSOR_SMALL
-from .tiles import LARGE, SMALL, TILE_ROWS, Tile
+from .tensor import FMA, tiles_for
+from .tiles import SMALL, TILE_ROWS, Tile
 from .updates import BLOCKS, THREADS
 
 __all__ = ["Memory", "Rows"]
@@ -71,7 +71,7 @@ class Memory:
         fits = training and stretches <= max(1, _PARTIAL // max(n, 1))
         # else one block makes the sums of all stretches, one after the other, to the same bits
         self._apart = fits and stretches > 1 and blocks < 2 * _FULL
-        self.is_small = fits and SMALL_NETWORKS and is_small(plan) and set(self._arithmetic) == {FMA}
+        self.is_small = fits and SMALL_NETWORKS and is_small(plan)
         made = layout_of(plan, rows, stretches if self._apart or self.is_small else 0, training)
         guarded(f"{rows} rows at a time", made.reals * dtype.itemsize + made.doubles * 8)
         self.layout, self.host = made, made.frame
@@ -130,7 +130,7 @@ class Memory:
     def product(self, kind: int, i: int, activation: str, rows: int, columns: int) -> tuple[Any, Tile]:
         """The kernel for a product of stage i with so many outputs, and its tile."""
         dtype, arithmetic = self.plan.dtype, self._arithmetic[i]
-        small, large = (SMALL, LARGE) if arithmetic == FMA else (TENSOR_SMALL, TENSOR_LARGE)
+        small, large = tiles_for(arithmetic)
         across, down = large.grid(rows, columns)
         tile = large if across * down >= _FULL else small
         if kind == tiles.WEIGHT:
@@ -170,8 +170,10 @@ class Memory:
         """Everything up to the gradient, by blocks that each take a stretch of rows through."""
         plan, given = self.plan, rows.arguments(self._nothing, self._no_weight)
         hidden, last = plan.stages[0].activation.name, plan.stages[-1].activation.name
-        run = stretches(plan.dtype, hidden, last, plan.loss.name, *rows.variant())
-        run[-(-self.rows // TILE_ROWS), LARGE.threads, queue](
+        arithmetic = next((name for name in self._arithmetic if name != FMA), FMA)
+        narrow = choice.least(arithmetic)
+        run = stretches(plan.dtype, hidden, last, plan.loss.name, *rows.variant(), arithmetic, narrow)
+        run[-(-self.rows // TILE_ROWS), tiles_for(arithmetic)[1].threads, queue](
             self.frame, self.stages, self.m, self.d, *given, self.units, at
         )
         updates.tally()[1, THREADS, queue](self.frame, self.d, at)

@@ -86,7 +86,7 @@ class Way(NamedTuple):
     shape : tuple of int
         Of the sums that a thread has.
     multiply : callable
-        ``inner(a, b, sums, t)`` adds the panels' products to the sums of thread t.
+        ``inner(a, b, sums, t, plain)`` adds the panels' products to the sums of thread t, `plain` by multiply-adds.
     row, column : callable
         ``inner(t, r, c)``: where in the tile the sum (r, c) of thread t belongs.
     """
@@ -113,7 +113,7 @@ def of_fma(tile: Tile) -> Way:
         return t % across + c * across
 
     @inner
-    def multiply(a, b, sums, t):
+    def multiply(a, b, sums, t, plain):
         tx, ty = t % across, t // across
         for k in range(depth):
             for r in range(high):

@@ -201,19 +201,19 @@ def losses(dtype: str, name: str, labelled: bool) -> Any:
 
 
 @cache
-def losses_of(dtype: str, name: str, labelled: bool) -> Any:
-    """``inner(frame, stages, m, d, first, last, step, lane, line)``: the same of some rows, `LOSS_ROWS` at a time."""
-    return _cross_entropy(dtype, labelled) if name in scalars.ROW_LOSSES else _elements(dtype, name)
+def losses_of(dtype: str, name: str, labelled: bool, lines: int = LOSS_ROWS) -> Any:
+    """``inner(frame, stages, m, d, first, last, step, lane, line)``: the same of some rows, `lines` at a time."""
+    return _cross_entropy(dtype, labelled, lines) if name in scalars.ROW_LOSSES else _elements(dtype, name, lines)
 
 
-def _elements(dtype: str, name: str) -> Callable:
+def _elements(dtype: str, name: str, lines: int) -> Callable:
     real = np.dtype(dtype).type
     element = scalars.ELEMENT_LOSSES[name][1]
 
     @inner
     def element_losses(frame, stages, m, d, first, rows, step, lane, line):
         f, s = frame[0], stages[frame[0]["stages"] - 1]
-        parts = cuda.shared.array((LOSS_ROWS, LANES), np.float64)
+        parts = cuda.shared.array((lines, LANES), np.float64)
         width = s["outputs"]
         g, h = real(f["g"]), real(f["h"])
         for row0 in range(first, rows, step):
@@ -240,16 +240,16 @@ def _elements(dtype: str, name: str) -> Callable:
     return element_losses
 
 
-def _cross_entropy(dtype: str, labelled: bool) -> Callable:
+def _cross_entropy(dtype: str, labelled: bool, lines: int) -> Callable:
     real = np.dtype(dtype).type
     exp = scalars.exp
 
     @inner
     def cross_entropy(frame, stages, m, d, first, rows, step, lane, line):
         f, s = frame[0], stages[frame[0]["stages"] - 1]
-        tops = cuda.shared.array((LOSS_ROWS, LANES), real)
-        one_part = cuda.shared.array((LOSS_ROWS, LANES), np.float64)
-        other_part = cuda.shared.array((LOSS_ROWS, LANES), np.float64)
+        tops = cuda.shared.array((lines, LANES), real)
+        one_part = cuda.shared.array((lines, LANES), np.float64)
+        other_part = cuda.shared.array((lines, LANES), np.float64)
         width, smoothing = s["outputs"], f["parameter"]
         spread = smoothing / width
         for row0 in range(first, rows, step):

@@ -15,9 +15,10 @@ import numpy as np
 from ...plan import Plan
 from .. import scalars
 from . import passes
-from .passes import LANES, LOSS_ROWS
+from .passes import LANES
 from .shim import cuda, kernel
-from .tiles import FORWARD, INPUT, LARGE, TILE_ROWS, WEIGHT, tile_of
+from .tensor import tiles_for
+from .tiles import FORWARD, INPUT, TILE_ROWS, WEIGHT, tile_of, way_of
 
 __all__ = ["MOST_UNITS", "is_small", "stretches"]
 
@@ -35,23 +36,36 @@ def is_small(plan: Plan) -> bool:
 
 
 @cache
-def stretches(dtype: str, hidden: str, last: str, loss: str, target: str, ordered: bool, weighted: bool) -> Any:
+def stretches(
+    dtype: str,
+    hidden: str,
+    last: str,
+    loss: str,
+    target: str,
+    ordered: bool,
+    weighted: bool,
+    arithmetic: str,
+    narrow: int,
+) -> Any:
     """``kernel(frame, stages, m, d, x, y, weight, order, units, at)``: block k does the k-th stretch of a piece.
 
-    It leaves the rows' losses, and the gradient of the sum of its own in the k-th of `partial`.
+    It leaves the rows' losses, and the gradient of the sum of its own in the k-th of `partial`. Layers with a side
+    below `narrow` have multiply-adds, whatever the arithmetic of the others.
     """
     gathered = passes.gather_of(dtype, target, ordered, weighted)
-    of_rows = passes.losses_of(dtype, loss, target == passes.LABELS)
-    hidden_tile = tile_of(dtype, LARGE, FORWARD, scalars.ACTIVATIONS[hidden][0])
-    last_tile = tile_of(dtype, LARGE, FORWARD, scalars.ACTIVATIONS[last][0])
-    input_tile = tile_of(dtype, LARGE, INPUT, scalars.ACTIVATIONS[hidden][1])
-    weight_tile = tile_of(dtype, LARGE, WEIGHT, scalars.ACTIVATIONS["identity"][0])
+    tile = tiles_for(arithmetic)[1]
+    across, down = tile.threads
+    threads, high, wide = across * down, tile.rows, tile.columns
+    lines = threads // LANES
+    of_rows = passes.losses_of(dtype, loss, target == passes.LABELS, lines)
+    hidden_tile = tile_of(dtype, tile, FORWARD, scalars.ACTIVATIONS[hidden][0], arithmetic, narrow)
+    last_tile = tile_of(dtype, tile, FORWARD, scalars.ACTIVATIONS[last][0], arithmetic, narrow)
+    input_tile = tile_of(dtype, tile, INPUT, scalars.ACTIVATIONS[hidden][1], arithmetic, narrow)
+    weight_tile = tile_of(dtype, tile, WEIGHT, scalars.ACTIVATIONS["identity"][0], arithmetic, narrow)
     slope = scalars.ACTIVATIONS[last][1]
-    across, down = LARGE.threads
-    threads, high, wide = across * down, LARGE.rows, LARGE.columns
     real = np.dtype(dtype).type
-    of_a, of_b = LARGE.panels(1)
-    assert threads == LANES * LOSS_ROWS
+    of_a, of_b = tile.panels(way_of(tile, arithmetic).pad)
+    assert threads == LANES * lines
 
     def stretch(frame, stages, m, d, x, y, weight, order, units, at):
         f = frame[0]
@@ -75,7 +89,7 @@ def stretches(dtype: str, hidden: str, last: str, loss: str, target: str, ordere
                     else:
                         last_tile(stages, m, a, b, i, begin, end, row0, column0, 0, False)
             cuda.syncthreads()
-        of_rows(frame, stages, m, d, begin, end, LOSS_ROWS, t % LANES, t // LANES)
+        of_rows(frame, stages, m, d, begin, end, lines, t % LANES, t // LANES)
         cuda.syncthreads()
         s = stages[n - 1]
         if s["saved"] >= 0:

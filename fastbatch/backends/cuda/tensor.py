@@ -17,13 +17,19 @@ import numpy as np
 from .panels import LARGE, SMALL, Tile, Way
 from .shim import SIMULATED, cuda, inner, instruction
 
-__all__ = ["BF16", "FEWEST", "FMA", "TENSOR_LARGE", "TENSOR_SMALL", "TF32", "of_tensor"]
+__all__ = ["BF16", "FEWEST", "FMA", "TENSOR_LARGE", "TENSOR_SMALL", "TF32", "of_tensor", "tiles_for"]
 
 FMA, TF32, BF16 = "fma", "tf32", "bf16"  # arithmetics of products
 
 # Blocks of the simulator that have a whole warp, and two.
 TENSOR_SMALL = Tile(16, 8, 16, 2, 2) if SIMULATED else SMALL
 TENSOR_LARGE = Tile(32, 32, 16, 8, 2) if SIMULATED else LARGE
+
+
+def tiles_for(arithmetic: str) -> tuple[Tile, Tile]:
+    """The small and the large one."""
+    return (SMALL, LARGE) if arithmetic == FMA else (TENSOR_SMALL, TENSOR_LARGE)
+
 
 # Terms from which a sum of split operands keeps float32's bound of n + 1 roundings for n terms: splitting both costs up
 # to 8 of them (2 for each operand, 4 for the product of both rests), cutting off 18 in a block of 8, and there is one
@@ -58,7 +64,13 @@ def of_tensor(tile: Tile, arithmetic: str) -> Way:
         return t // 32 % across * (8 * wide) + f % wide * 8 + t % 4 * 2 + e % 2
 
     @inner
-    def multiply(a, b, sums, t):
+    def multiply(a, b, sums, t, plain):
+        if plain:
+            for k in range(depth):
+                for f in range(high * wide):
+                    for e in range(4):
+                        sums[f, e] += a[k, row(t, f, e)] * b[k, column(t, f, e)]
+            return
         of_a, rest_of_a = cuda.local.array((high, 4), word), cuda.local.array((high, 4), word)
         of_b, rest_of_b = cuda.local.array((wide, 2), word), cuda.local.array((wide, 2), word)
         row0 = t // 32 // across * (16 * high) + t % 32 // 4

@@ -21,7 +21,7 @@ from .tensor import FEWEST, FMA, TF32, of_tensor
 
 __all__ = [
     "FORWARD", "INPUT", "LARGE", "SMALL", "TILE_ROWS", "WEIGHT", "Tile", "forward", "input_gradient", "tile_of",
-    "weight_gradient",
+    "way_of", "weight_gradient",
 ]  # fmt: skip
 
 
@@ -56,17 +56,15 @@ def weight_gradient(dtype: str, tile: Tile, arithmetic: str = FMA) -> Any:
     return _product(dtype, tile, WEIGHT, scalars.ACTIVATIONS["identity"][0], arithmetic)
 
 
-def _way(tile: Tile, arithmetic: str) -> Way:
+def way_of(tile: Tile, arithmetic: str) -> Way:
     return of_fma(tile) if arithmetic == FMA else of_tensor(tile, arithmetic)
 
 
 def _product(dtype: str, tile: Tile, kind: int, function: Callable, arithmetic: str) -> Any:
     one_tile = tile_of(dtype, tile, kind, function, arithmetic)
-    if kind == WEIGHT and arithmetic == TF32:
-        one_tile = _but_for_few(one_tile, tile_of(dtype, tile, kind, function))
     tile_rows, tile_columns = tile.rows, tile.columns
     real = np.dtype(dtype).type
-    of_a, of_b = tile.panels(_way(tile, arithmetic).pad)
+    of_a, of_b = tile.panels(way_of(tile, arithmetic).pad)
 
     def product(frame, stages, m, i, at, add, apart):
         f, s = frame[0], stages[i]
@@ -90,31 +88,18 @@ def _product(dtype: str, tile: Tile, kind: int, function: Callable, arithmetic: 
     return kernel(product)
 
 
-def _but_for_few(many: Any, few: Any) -> Any:
-    """Stretches of few rows by another arithmetic: which it is depends on the rows of a stretch, not on pieces."""
-    fewest = FEWEST
-
-    @inner
-    def one_tile(stages, m, a, b, i, first, last, row0, column0, to, add):
-        if last - first < fewest:
-            few(stages, m, a, b, i, first, last, row0, column0, to, add)
-        else:
-            many(stages, m, a, b, i, first, last, row0, column0, to, add)
-
-    return one_tile
-
-
-def tile_of(dtype: str, tile: Tile, kind: int, function: Callable, arithmetic: str = FMA) -> Any:
+def tile_of(dtype: str, tile: Tile, kind: int, function: Callable, arithmetic: str = FMA, narrow: int = 0) -> Any:
     """``inner(stages, m, a, b, i, first, last, row0, column0, to, add)``: the outputs of a tile, by a block's threads.
 
     Rows `first` to `last` of a piece are those of the result, or are summed over. A weight gradient is written to `to`
     in m, or added to what is there; below it the tiles of its first row leave the gradient of the bias. `a` and `b` are
-    room for the panels.
+    room for the panels. Layers with a side below `narrow` are multiplied by multiply-adds, and so are stretches of few
+    rows where operands are split: a rule about the stretch, so no bit depends on pieces.
     """
     real = np.dtype(dtype).type
     zero = real(0)
-    _, (high, wide), multiply, row_of, column_of = _way(tile, arithmetic)
-    depth = tile.depth
+    _, (high, wide), multiply, row_of, column_of = way_of(tile, arithmetic)
+    depth, fewest = tile.depth, FEWEST if kind == WEIGHT and arithmetic == TF32 else 0
     across, down = tile.threads
     tile_columns = tile.columns
     of_a, fetch_a, store_a = panel_of(dtype, tile.rows, depth, across * down, kind != WEIGHT)
@@ -135,6 +120,7 @@ def tile_of(dtype: str, tile: Tile, kind: int, function: Callable, arithmetic: s
         t = cuda.threadIdx.y * across + cuda.threadIdx.x
         has_bias = kind == WEIGHT and s["b"] >= 0 and row0 == 0 and t < tile_columns and column0 + t < N
         bias = zero
+        plain = (narrow > 0 and min(inputs, outputs) < narrow) or (fewest > 0 and last - first < fewest)
         a_next = cuda.local.array(of_a, real)
         b_next = cuda.local.array(of_b, real)
         sums = cuda.local.array((high, wide), real)
@@ -157,7 +143,7 @@ def tile_of(dtype: str, tile: Tile, kind: int, function: Callable, arithmetic: s
                 else:
                     fetch_b(b_next, m, w if kind == FORWARD else dy, N, ahead, end, column0, N, t)
             if k0 >= begin:
-                multiply(a, b, sums, t)
+                multiply(a, b, sums, t, plain)
                 if has_bias:
                     for k in range(depth):
                         bias += b[k, t]
