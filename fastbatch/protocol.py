@@ -300,8 +300,14 @@ class Steps(Protocol):
     ) -> Sums:
         """As :meth:`Program.accumulate`."""
 
-    def update(self, gradient: Array, scale: float, lr: float) -> None:
-        """As :meth:`Program.update`."""
+    def forward(self, x: Array, first_row: int, running: Array) -> Array:
+        """As :meth:`Program.forward` in training, of at least one row; moves `running`, a copy of the buffers."""
+
+    def backward(self, x: Array, first_row: int, dz: Array, gradient: Array) -> None:
+        """As :meth:`Program.backward`, behind a forward of the same `x` and `first_row`."""
+
+    def update(self, gradient: Array, scale: float, lr: float, running: Array | None) -> None:
+        """As :meth:`Program.update`; with it the buffers become `running`, where given."""
 
     def predict(self, x: Array, out: Array) -> bool:
         """As :meth:`Program.predict`; False where that is left to composition."""

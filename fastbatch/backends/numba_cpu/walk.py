@@ -10,9 +10,9 @@ import math
 
 import numpy as np
 
-from ...arena import STAGE_DTYPE
 from ..scalars import CONSTANTS, HYPERS
-from .machine import ONE, ZERO, inner, now, plus, pointer, records, size_of, wait_for_all
+from .machine import ONE, ZERO, inner, now, plus, pointer, size_of
+from .norms import norm_backward, norm_forward, norm_gradient, norm_squares
 from .passes import (
     LOSS_INDEX,
     activate,
@@ -29,68 +29,33 @@ from .passes import (
     squares_of_step,
     sum_of,
 )
+from .tables import (
+    BAD_GRADIENT,
+    BAD_LOSS,
+    BLOCK,
+    DELTAS,
+    GRADIENTS,
+    LINE,
+    OK,
+    OUTPUTS,
+    RUN,
+    SAYS,
+    SPARE,
+    STOP,
+    TILE,
+    UPDATE,
+    frame_at,
+    input_of,
+    meet,
+    segment_at,
+    share_of,
+    stage_at,
+)
 from .tiles import affine, product, weight_gradient
 
-__all__ = ["BLOCK", "FRAME", "GRADIENTS", "RUN", "SEGMENT", "UPDATE", "walk"]
+__all__ = ["walk"]
 
-# What a program is, where its memory is (addresses), and how a call has ended.
-FRAME = np.dtype(
-    [
-        *((name, np.int64) for name in (
-            "parameters", "slots", "count", "steps", "seed", "arena", "y_copy", "row_loss", "row_weight", "row_share",
-            "gradient", "weights", "values", "zeros", "panels", "panel_bytes", "scratch", "hyper", "norms", "shared",
-            "stages", "segments", "lowest", "loss", "weighted", "labels", "x", "x_stride", "y", "y_stride", "weight",
-            "order", "rows", "batch", "piece", "outputs", "first_row", "first", "last", "lrs", "sums", "deadline",
-            "next", "status", "one", "input_norms", "delta_norms", "scales", "held",
-        )),
-        *((name, np.float64) for name in (
-            "g", "h", "parameter", "of_value", "of_slope", "max_norm", "clip_value", "norm", "value", "scale",
-            "loss_before", "weight_before",
-        )),
-    ]
-)  # fmt: skip
-SEGMENT = np.dtype(
-    [
-        *((name, np.int64) for name in ("begin", "end", "rule", "normed")),
-        *((name, np.float64) for name in ("l1", "lr_factor", "by_weight")),
-    ]
-)
-# Of a table's address and an index, the row
-frame_at, stage_at, segment_at = map(records, (FRAME, STAGE_DTYPE, SEGMENT))
-# Elements of a parameter that are worked on at a time: a gradient, three slots and they are 40 KiB of float32.
-BLOCK = 2048
-# Rows, of a batch or of weights, that are shared out together
-TILE = np.int64(8)
-# Words of `shared`: the counter of arrivals, then what each thread says, a cache line apart.
-COUNTER, STOP, SPARE, SAYS = 0, 16, 32, 64
-LINE = 16
-OK, BAD_LOSS, BAD_GRADIENT = 0, 1, 2
-RUN, GRADIENTS, UPDATE = 0, 1, 2
 _CROSS_ENTROPY = LOSS_INDEX["cross_entropy"]
-
-
-@inner
-def _share(n, unit, t, threads):
-    """Thread t's part of n things, in multiples of `unit`."""
-    if threads == 1:  # divisions are 10 to 20 ns each, and a step of one row has eight of them
-        return ZERO, n
-    units = (n + unit - 1) // unit
-    return min(n, units * t // threads * unit), min(n, units * (t + 1) // threads * unit)
-
-
-@inner
-def _meet(f, threads):
-    wait_for_all(pointer(f.shared, 0), threads)
-
-
-@inner
-def _input(one, f, stages, i, base, r):
-    """Where row r of stage i's input is, and the stride of its rows."""
-    size = size_of(one)
-    if i == 0 and f.order == 0:
-        return pointer(f.x + (base + r) * f.x_stride * size, one), f.x_stride
-    ld = stage_at(stages, i).x_ld
-    return pointer(f.arena + stage_at(stages, i).x + r * ld * size, one), ld
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
@@ -123,18 +88,22 @@ def _gather(one, f, stages, base, begin, end):
 
 
 @inner
-def _forward(one, f, stages, base, begin, end, first_row, update, panel):
+def _forward(one, f, stages, base, rows_of_batch, begin, end, first_row, update, panel, t, threads):
     size = size_of(one)
     zeros, rows = pointer(f.zeros, one), end - begin
     for i in range(f.stages):
         s = stage_at(stages, i)
         skip = begin * s.out_ld * size
         z, a = pointer(f.arena + s.z + skip, one), pointer(f.arena + s.a + skip, one)
-        x, ld = _input(one, f, stages, i, base, begin)
+        x, ld = input_of(one, f, stages, i, base, begin)
         if s.w >= 0:
             bias = pointer(f.parameters + s.b, one) if s.b >= 0 else zeros
             w = pointer(f.parameters + s.w, one)
-            affine(one, rows, s.outputs, s.inputs, x, ld, w, bias, z, s.out_ld, panel)
+            to = z if s.gamma < 0 else pointer(f.arena + s.u + skip, one)
+            affine(one, rows, s.outputs, s.inputs, x, ld, w, bias, to, s.out_ld, panel)
+        if s.gamma >= 0:
+            norm_forward(one, f, stages, i, base, rows_of_batch, begin, end, t, threads)
+        if s.w >= 0 or s.gamma >= 0:
             if s.z != s.a:
                 copy(rows * s.out_ld, z, a)
         else:
@@ -208,7 +177,7 @@ def _losses(one, f, stages, base, begin, end, unit):
 
 
 @inner
-def _backward(one, f, stages, begin, end, first_row, update, panel):
+def _backward(one, f, stages, base, rows_of_batch, begin, end, first_row, update, panel, t, threads):
     """Deltas of all stages that have, or are followed by, something to train."""
     size, rows = size_of(one), end - begin
     for k in range(f.stages - f.lowest):
@@ -220,27 +189,43 @@ def _backward(one, f, stages, begin, end, first_row, update, panel):
             dropout(one, rows, s.outputs, dy, s.out_ld, dy, f.seed, update, s.layer, first_row + begin, s.threshold)
         if s.saved >= 0:
             scale_by_slope(s.activation, rows * s.out_ld, pointer(f.arena + s.saved + skip, one), dy)
+        if s.gamma >= 0 and (s.w >= 0 or i > f.lowest):
+            norm_backward(one, f, stages, i, base, rows_of_batch, begin, end, t, threads)
         if i == f.lowest:
             return
+        dz = pointer(f.arena + s.dz + skip, one)
         below = stage_at(stages, i - 1)
         dx = pointer(f.arena + below.dy + begin * below.out_ld * size, one)
         if s.w >= 0:
-            product(one, rows, s.inputs, s.outputs, dy, s.out_ld, ONE, pointer(f.parameters + s.w, one), ONE, s.outputs,
+            product(one, rows, s.inputs, s.outputs, dz, s.out_ld, ONE, pointer(f.parameters + s.w, one), ONE, s.outputs,
                     pointer(f.zeros, one), ZERO, dx, below.out_ld, panel)  # fmt: skip
         else:
-            copy(rows * s.out_ld, dy, dx)
+            copy(rows * s.out_ld, dz, dx)
 
 
 @inner
-def _prepare_rows(one, f, stages, base, rows, first_row, unit, made, t, threads):
+def _prepare_rows(verb, one, f, stages, base, rows, first_row, unit, made, t, threads):
     """Of these rows, the first of which is row `first_row` of the step, all but gradients."""
-    begin, end = _share(rows, TILE, t, threads)
+    begin, end = share_of(rows, TILE, t, threads)
     update = made & 0xFFFFFFFF
     panel = pointer(f.panels + t * f.panel_bytes, one)
-    _gather(one, f, stages, base, begin, end)
-    _forward(one, f, stages, base, begin, end, first_row, update, panel)
-    _losses(one, f, stages, base, begin, end, unit)
-    _backward(one, f, stages, begin, end, first_row, update, panel)
+    if verb == DELTAS:
+        _given_deltas(one, f, stages, begin, end)
+    else:
+        _gather(one, f, stages, base, begin, end)
+        _forward(one, f, stages, base, rows, begin, end, first_row, update, panel, t, threads)
+        if verb == OUTPUTS:
+            return
+        _losses(one, f, stages, base, begin, end, unit)
+    _backward(one, f, stages, base, rows, begin, end, first_row, update, panel, t, threads)
+
+
+@inner
+def _given_deltas(one, f, stages, begin, end):
+    size, s = size_of(one), stage_at(stages, f.stages - 1)
+    for r in range(begin, end):
+        copy(s.outputs, pointer(f.y + r * f.y_stride * size, one),
+             pointer(f.arena + s.dy + r * s.out_ld * size, one))  # fmt: skip
 
 
 @inner
@@ -250,10 +235,12 @@ def _per_sample(one, f, stages, begin, end):
     inputs, deltas = pointer(f.input_norms, 0.0), pointer(f.delta_norms, 0.0)
     for i in range(f.lowest, f.stages):
         s = stage_at(stages, i)
+        if s.gamma >= 0:
+            norm_squares(one, f, stages, i, begin, end)
         if s.w < 0:
             continue
         for r in range(begin, end):
-            x, _ = _input(one, f, stages, i, ZERO, r)
+            x, _ = input_of(one, f, stages, i, ZERO, r)
             dz = pointer(f.arena + s.dz + r * s.out_ld * size, one)
             if f.input_norms != 0:
                 inputs[layer * f.rows + r] = square_sum(s.inputs, x)
@@ -277,11 +264,13 @@ def _add_gradient(one, f, stages, base, rows, add, t, threads):
     panel = pointer(f.panels + t * f.panel_bytes, one)
     for i in range(f.lowest, f.stages):
         s = stage_at(stages, i)
+        if s.gamma >= 0:
+            norm_gradient(one, f, stages, i, base, rows, add, t, threads)
         if s.w < 0:
             continue
         dz = pointer(f.arena + s.dz, one)
-        x, ld = _input(one, f, stages, i, base, ZERO)
-        begin, end = _share(s.inputs, TILE, t, threads)
+        x, ld = input_of(one, f, stages, i, base, ZERO)
+        begin, end = share_of(s.inputs, TILE, t, threads)
         to = pointer(f.gradient + s.w + begin * s.outputs * size, one)
         start, start_row = (to, s.outputs) if add else (zeros, ZERO)
         if end > begin:
@@ -311,7 +300,7 @@ def _apply(one, f, segments, scale, unit, lr, made, t, threads):
     blocks = 0
     for i in range(f.segments):
         blocks += _blocks(segment_at(segments, i))
-    mine, end = _share(blocks, ONE, t, threads)
+    mine, end = share_of(blocks, ONE, t, threads)
     bad, at = 0, 0
     for i in range(f.segments):
         segment = segment_at(segments, i)
@@ -325,7 +314,7 @@ def _apply(one, f, segments, scale, unit, lr, made, t, threads):
                     norms[2 * at] = square_sum(n, g)
             at += 1
     says[LINE * t] = bad
-    _meet(f, threads)
+    meet(f, threads)
     for k in range(threads):
         bad |= says[LINE * k]
     if bad:
@@ -349,7 +338,7 @@ def _apply(one, f, segments, scale, unit, lr, made, t, threads):
         normed |= segment_at(segments, i).normed != 0
     for take_norms in range(1 if normed else 0, -1, -1):
         if normed:
-            _meet(f, threads)
+            meet(f, threads)
         at = 0
         for i in range(f.segments):
             segment = segment_at(segments, i)
@@ -398,7 +387,7 @@ def _hold_columns(one, f, stages, t, threads):
             continue
         most = np.int64(s.column_norm).view(np.float64)
         w = pointer(f.parameters + s.w, one)
-        begin, end = _share(s.outputs, TILE, t, threads)
+        begin, end = share_of(s.outputs, TILE, t, threads)
         for j in range(begin, end):
             squares = 0.0
             for k in range(s.inputs):
@@ -447,7 +436,7 @@ def walk(verb, one, frame, stages, segments, t, threads):
     """Steps `first` to `last` of a pass, as thread t; or one half of a single step.
 
     RUN makes whole steps. GRADIENTS adds the sums over all rows to `gradient`, and to `sums`. UPDATE takes `gradient`,
-    times `scale`.
+    times `scale`. OUTPUTS is a forward pass alone; DELTAS takes its gradient `y` and adds those of parameters.
     """
     f = frame_at(frame, ZERO)
     steps, lrs, sums = pointer(f.steps, 0), pointer(f.lrs, 0.0), pointer(f.sums, 0.0)
@@ -463,29 +452,33 @@ def walk(verb, one, frame, stages, segments, t, threads):
         loss, weight = 0.0, f.weight_before
         if verb == GRADIENTS:
             loss = f.loss_before
+        if verb == RUN and f.moved != 0 and t == 0:
+            copy(f.buffer_count, pointer(f.buffers, one), pointer(f.moved, one))
         for at in range(0, rows, f.piece):
             some = min(f.piece, rows - at)
-            _prepare_rows(one, f, stages, base + at, some, f.first_row + at, unit, made + index, t, threads)
+            _prepare_rows(verb, one, f, stages, base + at, some, f.first_row + at, unit, made + index, t, threads)
+            if verb == OUTPUTS:
+                return
             if verb == GRADIENTS:
-                begin, end = _share(rows, TILE, t, threads)
+                begin, end = share_of(rows, TILE, t, threads)
                 _per_sample(one, f, stages, begin, end)
-            _meet(f, threads)
+            meet(f, threads)
             if f.gradient != 0:
-                _add_gradient(one, f, stages, base + at, some, at > 0 or verb == GRADIENTS, t, threads)
+                _add_gradient(one, f, stages, base + at, some, at > 0 or verb != RUN, t, threads)
             loss, weight = _totals(f, some, loss, weight)
             if at + some < rows:
-                _meet(f, threads)
-        if verb == GRADIENTS:
-            if t == 0:
-                sums[0], sums[1] = loss, weight
+                meet(f, threads)
+        if verb == GRADIENTS and t == 0:
+            sums[0], sums[1] = loss, weight
+        if verb in (GRADIENTS, DELTAS):
             return
         status = OK if loss - loss == 0.0 else BAD_LOSS
         if status == OK:
-            _meet(f, threads)
+            meet(f, threads)
             scale = f.scale if verb == UPDATE else (1.0 / weight if weight > 0.0 else 0.0)
             status = _apply(one, f, segments, scale, unit, lrs[index], made + index + 1, t, threads)
             if status == OK and f.held != 0:
-                _meet(f, threads)
+                meet(f, threads)
                 _hold_columns(one, f, stages, t, threads)
         if t == 0:
             f.status = status
@@ -496,10 +489,12 @@ def walk(verb, one, frame, stages, segments, t, threads):
                 sums[2] += f.norm
                 f.next = s + 1
                 steps[0] = made + index + 1
+                if f.moved != 0:
+                    copy(f.buffer_count, pointer(f.moved, one), pointer(f.buffers, one))
                 if (index + 1) & (look_every - 1) == 0 and now(pointer(f.shared + 8 * SPARE, 0)) >= f.deadline:
                     stop[0] = 1
             else:
                 f.value = (loss / weight if weight > 0.0 else loss) if status == BAD_LOSS else np.inf
-        _meet(f, threads)
+        meet(f, threads)
         if stop[0] != 0:
             break
