@@ -8,7 +8,7 @@ import numba
 import numpy as np
 
 from ..scalars.arithmetic import multiply_add, wide
-from .machine import OPTIONS, ZERO, apart, inner, plus, pointer, size_of
+from .machine import OPTIONS, ZERO, apart, inner, merged, plus, pointer, size_of
 from .passes import square_sum
 from .tables import TILE, input_of, meet, share_of, stage_at
 
@@ -206,7 +206,7 @@ def _group_at(s, rows, at):
     return group, group * size, min(rows, (group + 1) * size)
 
 
-@inner
+@merged
 def _batch_moments(one, f, stages, i, base, rows, t, threads):
     """Of thread t's columns over all rows, group by group; groups of a single row have no variance and move nothing."""
     s, size = stage_at(stages, i), size_of(one)

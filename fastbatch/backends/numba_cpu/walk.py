@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from ..scalars import CONSTANTS, HYPERS
-from .machine import ONE, ZERO, inner, now, plus, pointer, size_of
+from .machine import ONE, ZERO, inner, merged, now, plus, pointer, size_of
 from .norms import norm_backward, norm_forward, norm_gradient, norm_squares
 from .passes import (
     LOSS_INDEX,
@@ -203,7 +203,7 @@ def _backward(one, f, stages, base, rows_of_batch, begin, end, first_row, update
             copy(rows * s.out_ld, dz, dx)
 
 
-@inner
+@merged
 def _prepare_rows(verb, one, f, stages, base, rows, first_row, unit, made, t, threads):
     """Of these rows, the first of which is row `first_row` of the step, all but gradients."""
     begin, end = share_of(rows, TILE, t, threads)
@@ -431,7 +431,7 @@ def _totals(f, rows, loss, weight):
     return loss, weight
 
 
-@inner
+@merged
 def walk(verb, one, frame, stages, segments, t, threads):
     """Steps `first` to `last` of a pass, as thread t; or one half of a single step.
 
