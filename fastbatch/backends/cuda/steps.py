@@ -55,6 +55,8 @@ class Steps:
         self._pace: float | None = None  # seconds of a step
         updated = [range(s.begin, s.end) for s in plan.segments]
         self._trained = [any(at in part for part in updated for at in (stage.w, stage.b)) for stage in plan.stages]
+        trained = (i for i, stage in enumerate(plan.stages) if stage.is_trained)
+        self._first_trained = next(trained, len(plan.stages))
 
     # -- memory --------------------------------------------------------------------------------------------------------
 
@@ -72,7 +74,9 @@ class Steps:
         memory.put(0, self.state.parameters, self._queue)
         memory.put("slots", self.state.slots, self._queue)
 
-    def _commit(self, memory: Memory, made: int, sums: Sums | None, totals: Array | None) -> None:
+    def _commit(
+        self, memory: Memory, made: int, sums: Sums | None, totals: Array | None, running: Array | None = None
+    ) -> None:
         """Everything that `made` updates have changed, at once as far as Ctrl-C is concerned."""
         state = self.state
         writes = [(state.parameters, memory.fetch(0, state.parameters.shape, self._queue))]
@@ -81,6 +85,8 @@ class Steps:
         writes.append((state.steps, state.steps + made))
         if sums is not None and totals is not None:
             writes.append((sums.totals, totals))
+        if running is not None:
+            writes.append((state.buffers, running))
         try:
             _write(writes)
         except KeyboardInterrupt:  # between two of the writes: make all of them, then let it pass
@@ -265,7 +271,7 @@ class Steps:
                 made=int(self.state.steps[0]), loss_before=sums.loss, weight_before=sums.weight,
             )  # fmt: skip
             memory.units[:1].copy_to_device(np.ones(1), stream=queue)
-            lowest = next((i for i, stage in enumerate(self.plan.stages) if stage.is_trained), len(self.plan.stages))
+            lowest = self._first_trained
             memory.gather(self._rows(feed), 0, queue)
             memory.forward(0, queue)
             memory.losses(0, queue)
@@ -286,8 +292,37 @@ class Steps:
                 asked.norm_norms[...] = 0
             return Sums(float(f["loss"]), float(f["weight"]), sums.norm)
 
-    def update(self, gradient: Array, scale: float, lr: float) -> None:
-        """See :meth:`fastbatch.protocol.Program.update`."""
+    def forward(self, x: Array, first_row: int, running: Array) -> Array:
+        """See :meth:`fastbatch.protocol.Steps.forward`."""
+        with self._lock:
+            memory, queue = self._reserve(len(x)), self._queue
+            self._upload(memory)
+            self._begin_pass(memory, len(x), first_row)
+            memory.gather(Rows(self._sent(x), None, None, None, None), 0, queue)
+            memory.forward(0, queue)
+            found = memory.fetch(int(memory.layout.stages[-1]["out"]), (len(x), self.plan.outputs), queue)
+            queue.synchronize()
+            return found
+
+    def backward(self, x: Array, first_row: int, dz: Array, gradient: Array) -> None:
+        """See :meth:`fastbatch.protocol.Steps.backward`."""
+        with self._lock:
+            memory, queue = self._reserve(len(x)), self._queue
+            self._begin_pass(memory, len(x), first_row)
+            memory.put(int(memory.layout.stages[-1]["dy"]), np.asarray(dz, self.plan.dtype), queue)
+            memory.put("gradient", gradient, queue)
+            memory.backward(self._first_trained, 0, queue)
+            memory.gradients(self._first_trained, 0, True, queue)
+            found = memory.fetch("gradient", gradient.shape, queue)
+            queue.synchronize()
+            gradient[...] = found
+
+    def _begin_pass(self, memory: Memory, rows: int, first_row: int) -> None:
+        made = int(self.state.steps[0])
+        memory.begin(self._queue, total=rows, batch=rows, piece=rows, first_row=first_row, made=made)
+
+    def update(self, gradient: Array, scale: float, lr: float, running: Array | None) -> None:
+        """See :meth:`fastbatch.protocol.Steps.update`."""
         with self._lock:
             memory, queue = self._reserve(1), self._queue
             self._upload(memory)
@@ -300,7 +335,7 @@ class Steps:
             queue.synchronize()
             if f["status"] != OK:
                 raise DivergenceError.at("gradient", float(np.abs(gradient).max()) * scale, int(self.state.steps[0]))
-            self._commit(memory, 1, None, None)
+            self._commit(memory, 1, None, None, running)
 
     # -- inference -----------------------------------------------------------------------------------------------------
 
