@@ -377,7 +377,7 @@ class ComposedProgram:
     def forward(self, x: Array, first_row: int, training: bool) -> Array:
         x = self._inputs(x)
         if not training:
-            return self._forward(x, first_row, False)[0]
+            return self._outputs(x)
         running = (self.state.buffers if self.running is None else self.running).copy()
         if self._steps is not None and len(x):
             outputs = self._steps.forward(x, first_row, running)
@@ -459,10 +459,14 @@ class ComposedProgram:
             gradient = np.clip(gradient, -plan.clip_value, plan.clip_value)
         return gradient, norm
 
+    def _outputs(self, x: Array) -> Array:
+        out = np.empty((len(x), self.plan.outputs), self.plan.dtype)
+        return (
+            out if self._steps is not None and self._steps.predict(x, out) else self._forward(x, 0, training=False)[0]
+        )
+
     def predict(self, x: Array, out: Array) -> None:
-        rows = self._inputs(x)
-        if self._steps is None or not self._steps.predict(rows, out):
-            out[...] = self._forward(rows, 0, training=False)[0]
+        out[...] = self._outputs(self._inputs(x))
 
     def fast_step(self, x: object, y: object, lr: float) -> None:
         return None

@@ -136,7 +136,8 @@ def nets():
         loss, name = losses[k % len(losses)], everything[k % len(everything)]
         small = fb.MLP([9, 64, 64, 4], activation=name, dtype=dtype)  # a kernel takes its rows through
         yield small, make_plan(small, loss, fb.Adam())
-        layers = [fb.Dense(300, name), fb.Dropout(0.3), fb.Activation(name), fb.Dense(7, name), fb.Dense(4)]
+        layers = [fb.Dense(300, name), fb.Dropout(0.3), fb.BatchNorm(ghost_size=70), fb.Activation(name), fb.Dense(7)]
+        layers += [fb.LayerNorm(), fb.Activation(name), fb.Dense(7, name), fb.Dense(4)]
         model = fb.Sequential(layers, input_size=9, dtype=dtype)
         yield model, make_plan(model, loss, optimizers[k % len(optimizers)](max_norm=1.0), max_norm=1.0)
 
@@ -149,9 +150,8 @@ def main() -> None:
     for model, plan in islice(nets(), 2 * int(sys.argv[3])):
         for tiles in sys.argv[4].split(","):
             memory._FULL = 1 if tiles == "large" else 1 << 30
-            state = State(
-                model.parameters, np.zeros((plan.slots, model.num_parameters), REAL), np.zeros(1, np.int64), 1
-            )
+            slots, steps_made = np.zeros((plan.slots, model.num_parameters), REAL), np.zeros(1, np.int64)
+            state = State(model.parameters, slots, steps_made, 1, model.buffers)
             made = steps.Steps(plan, state)
             x = np.zeros((2500, 9), REAL)
             y = np.zeros((2500, 4), REAL)
@@ -160,11 +160,14 @@ def main() -> None:
             made.run(feed, 0, 1, np.ones(1), 0.0, Sums())
             if plan.loss.name == "cross_entropy":
                 made.run(Feed(x, np.zeros(2500, np.int64), batch=2100), 0, 1, np.ones(1), 0.0, Sums())
-            norms = np.zeros((3, 50))
-            asked = PerSample(input_norms=norms, delta_norms=norms.copy(), scale=np.ones(50, REAL))
+            norms = np.zeros((4, 50))
+            asked = PerSample(
+                input_norms=norms, delta_norms=norms.copy(), norm_norms=norms[0].copy(), scale=np.ones(50, REAL)
+            )
             if model.layers[0].units == 64:
                 continue
             made.accumulate(Feed(x[:50], y[:50], batch=50), 0, np.zeros(model.num_parameters, REAL), Sums(), asked)
+            made.predict(x[:50], np.zeros((50, 4), REAL))
 
 
 if __name__ == "__main__":

@@ -28,8 +28,6 @@ class Cuda:
             return "precision bf16 lives in the c backend"
         where = "fastbatch/backends/scalars"
         for stage in plan.stages:
-            if stage.norm is not None:
-                return "LayerNorm and BatchNorm have no kernels for the device; backend 'c' has them"
             if stage.activation.formula is None and stage.activation.name not in scalars.ACTIVATIONS:
                 return f"activation {stage.activation.name!r} has no row in {where}/activations.py"
         if plan.loss.formula is None and plan.loss.name not in {*scalars.ELEMENT_LOSSES, *scalars.ROW_LOSSES}:

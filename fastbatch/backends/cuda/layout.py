@@ -7,16 +7,18 @@ four arrays, whatever the network.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from ... import ops
-from ...plan import Plan
+from ...plan import Norm, Plan, Stage
 from .. import scalars
+from .norms import STATISTICS, parts_of
 from .tiles import TILE_ROWS
 from .updates import BLOCKS
 
-__all__ = ["Layout", "inference_plan", "layout_of"]
+__all__ = ["Layout", "device_plan", "inference_plan", "layout_of"]
 
 Array = np.ndarray
 
@@ -27,6 +29,7 @@ FRAME = np.dtype(
             "count", "stages", "segments", "slots", "gradient", "partial", "weights", "y",
             "row_loss", "row_share", "row_weight", "label", "tally", "squares", "norms", "constants", "hyper",
             "total", "base", "shift", "batch", "piece", "first_row", "index", "made", "judged", "status", "bad", "seed",
+            "moves", "buffers", "running", "buffer_count",
         )),
         *((name, np.float64) for name in (
             "g", "h", "parameter", "of_value", "of_slope", "max_norm", "clip_value",
@@ -40,8 +43,9 @@ STAGE = np.dtype(
     [
         *((name, np.int64) for name in (
             "inputs", "outputs", "w", "b", "x", "z", "a", "out", "saved", "dy", "threshold", "layer",
+            "gamma", "beta", "mean", "var", "ghost", "stats", "parts",
         )),
-        ("column_norm", np.float64),
+        *((name, np.float64) for name in ("column_norm", "eps", "momentum")),
     ],
     align=True,
 )  # fmt: skip
@@ -108,6 +112,8 @@ def layout_of(plan: Plan, rows: int, parts: int, training: bool = True) -> Layou
         f["slots"], f["gradient"] = m.take(plan.slots * n), m.take(n)
         f["weights"], f["y"] = m.take(plan.outputs), m.take(rows * plan.outputs)
     f["partial"] = m.take(parts * n)
+    f["buffer_count"] = buffers = _buffer_count(plan)
+    f["buffers"], f["running"] = m.take(buffers), m.take(buffers)
     below = m.take(rows * plan.inputs)
     for row, stage, limit in zip(stages, plan.stages, plan.column_limits):
         size, saves = rows * stage.outputs, stage.activation.saves
@@ -115,15 +121,18 @@ def layout_of(plan: Plan, rows: int, parts: int, training: bool = True) -> Layou
         row["w"], row["b"] = -1 if stage.w is None else stage.w, -1 if stage.b is None else stage.b
         row["layer"], row["column_norm"] = stage.layer, limit or 0.0
         row["x"] = below
-        row["z"] = -1 if saves != "z" else (m.take(size) if stage.has_dense else below)
+        row["z"] = -1 if saves != "z" else (m.take(size) if stage.is_trained else below)
         row["a"] = row["out"] = m.take(size)
         if stage.has_dropout and saves == "a":
             row["out"] = m.take(size)
         row["saved"] = {"none": -1, "a": row["a"], "z": row["z"]}[saves]
+        row["gamma"] = -1
+        if stage.norm is not None:
+            _place_norm(row, stage.norm, rows, m)
         below = row["out"]
     for i in reversed(range(len(stages))):  # nothing happens to a delta between two stages without weights
         if training:
-            same = i + 1 < len(stages) and not plan.stages[i + 1].has_dense
+            same = i + 1 < len(stages) and not plan.stages[i + 1].is_trained
             stages[i]["dy"] = stages[i + 1]["dy"] if same else m.take(rows * plan.stages[i].outputs)
     for name in ("row_loss", "row_share", "row_weight", "label"):
         f[name] = d.take(rows)
@@ -141,6 +150,32 @@ def layout_of(plan: Plan, rows: int, parts: int, training: bool = True) -> Layou
         names = scalars.OPTIMIZERS[optimizer.rule].hyper
         values[: len(names)] = [constants[name] for name in names]
     return Layout(rows, frame, stages, segments, hyper, m.used, d.used)
+
+
+def _place_norm(row: Any, norm: Norm, rows: int, m: _Carver) -> None:
+    """What the norm of a stage reads and keeps."""
+    groups, parts = parts_of(norm.ghost_size, rows)
+    row["gamma"], row["beta"], row["eps"] = norm.gamma, norm.beta, norm.eps
+    row["mean"], row["var"] = -1 if norm.mean is None else norm.mean, -1 if norm.var is None else norm.var
+    row["ghost"], row["momentum"] = norm.ghost_size or 0, norm.momentum
+    row["stats"] = m.take(groups * STATISTICS * row["outputs"] if norm.over_rows else 2 * rows)
+    row["parts"] = m.take(2 * parts * row["outputs"])
+
+
+def _buffer_count(plan: Plan) -> int:
+    return sum(2 * stage.outputs for stage in plan.stages if stage.norm is not None and stage.norm.over_rows)
+
+
+def device_plan(plan: Plan) -> Plan:
+    """The plan with norms in stages of their own, so that products know nothing of them."""
+    stages: list[Stage] = []
+    for stage in plan.stages:
+        if stage.norm is None or not stage.has_dense:
+            stages.append(stage)
+            continue
+        stages.append(replace(stage, norm=None, activation=ops.get_activation("identity"), threshold=256))
+        stages.append(replace(stage, inputs=stage.outputs, w=None, b=None, needs_dx=True))
+    return replace(plan, stages=tuple(stages))
 
 
 def inference_plan(plan: Plan) -> Plan:

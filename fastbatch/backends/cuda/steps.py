@@ -18,7 +18,7 @@ from ...checks import weight_unit
 from ...errors import DivergenceError
 from ...plan import Plan
 from ...protocol import Feed, PerSample, State, Sums
-from .layout import inference_plan
+from .layout import device_plan, inference_plan
 from .memory import Memory, Rows
 from .shim import SIMULATED, Graph, as_device, cuda, free_bytes, is_on_device, stream
 from .streaming import streamed
@@ -44,7 +44,8 @@ class Steps:
     tile_rows = TILE_ROWS
 
     def __init__(self, plan: Plan, state: State) -> None:
-        self.plan, self.state = plan, state
+        self.plan = plan = device_plan(plan)
+        self.state = state
         self._lock = RLock()
         self._queue = stream()
         self._memory: Memory | None = None
@@ -54,7 +55,7 @@ class Steps:
         self._graph: tuple[tuple[object, ...], Graph] | None = None
         self._pace: float | None = None  # seconds of a step
         updated = [range(s.begin, s.end) for s in plan.segments]
-        self._trained = [any(at in part for part in updated for at in (stage.w, stage.b)) for stage in plan.stages]
+        self._trained = [any(at in part for part in updated for at in stage.places) for stage in plan.stages]
         trained = (i for i, stage in enumerate(plan.stages) if stage.is_trained)
         self._first_trained = next(trained, len(plan.stages))
 
@@ -73,6 +74,7 @@ class Steps:
     def _upload(self, memory: Memory) -> None:
         memory.put(0, self.state.parameters, self._queue)
         memory.put("slots", self.state.slots, self._queue)
+        memory.put("buffers", self.state.buffers, self._queue)
 
     def _commit(
         self, memory: Memory, made: int, sums: Sums | None, totals: Array | None, running: Array | None = None
@@ -149,6 +151,7 @@ class Steps:
             piece=feed.most,
             made=at,
             judged=1,
+            moves=1,
             sum_loss=loss,
             sum_weight=weight,
             sum_norm=norm,
@@ -172,7 +175,8 @@ class Steps:
             part = feed.outputs[first * batch : (first + made) * batch]
             start = first * batch * self.plan.outputs
             part[...] = kept[start : start + part.size].copy_to_host().reshape(part.shape)
-        self._commit(memory, made, sums, np.array([f["sum_loss"], f["sum_weight"], f["sum_norm"]]))
+        running = memory.fetch("buffers", self.state.buffers.shape, self._queue)
+        self._commit(memory, made, sums, np.array([f["sum_loss"], f["sum_weight"], f["sum_norm"]]), running)
         if f["status"] != OK:
             what = "loss" if f["status"] == BAD_LOSS else "gradient"
             raise DivergenceError.at(what, float(f["value"]), int(self.state.steps[0]))
@@ -288,8 +292,6 @@ class Steps:
             for name, field in (("loss", "row_loss"), ("weight", "row_share")):
                 if getattr(asked, name) is not None:
                     getattr(asked, name)[...] = memory.doubles(field, feed.rows)
-            if asked.norm_norms is not None:
-                asked.norm_norms[...] = 0
             return Sums(float(f["loss"]), float(f["weight"]), sums.norm)
 
     def forward(self, x: Array, first_row: int, running: Array) -> Array:
@@ -297,11 +299,14 @@ class Steps:
         with self._lock:
             memory, queue = self._reserve(len(x)), self._queue
             self._upload(memory)
+            memory.put("buffers", running, queue)
             self._begin_pass(memory, len(x), first_row)
             memory.gather(Rows(self._sent(x), None, None, None, None), 0, queue)
             memory.forward(0, queue)
             found = memory.fetch(int(memory.layout.stages[-1]["out"]), (len(x), self.plan.outputs), queue)
+            moved = memory.fetch("running", running.shape, queue)
             queue.synchronize()
+            running[...] = moved
             return found
 
     def backward(self, x: Array, first_row: int, dz: Array, gradient: Array) -> None:
@@ -319,7 +324,7 @@ class Steps:
 
     def _begin_pass(self, memory: Memory, rows: int, first_row: int) -> None:
         made = int(self.state.steps[0])
-        memory.begin(self._queue, total=rows, batch=rows, piece=rows, first_row=first_row, made=made)
+        memory.begin(self._queue, total=rows, batch=rows, piece=rows, first_row=first_row, made=made, moves=1)
 
     def update(self, gradient: Array, scale: float, lr: float, running: Array | None) -> None:
         """See :meth:`fastbatch.protocol.Steps.update`."""
@@ -348,6 +353,7 @@ class Steps:
                 self._inference = Memory(inference_plan(self.plan), most, training=False)
             memory, queue = self._inference, self._queue
             memory.put(0, self.state.parameters, queue)
+            memory.put("buffers", self.state.buffers, queue)
             for start in range(0, len(x), most or 1):
                 part = x[start : start + most]
                 memory.begin(queue, total=len(part), batch=len(part), piece=len(part))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import numba
 import numpy as np
 
 from ..scalars.arithmetic import multiply_add, wide
+from ..scalars.norms import factor_of, moved, normal, of_mean, shifted
 from .machine import OPTIONS, ZERO, apart, inner, merged, plus, pointer, size_of
 from .passes import square_sum
 from .tables import TILE, input_of, meet, share_of, stage_at
@@ -56,7 +55,7 @@ def _slopes(one, n, x, mean, factor, gamma, dy):
     for i in range(n):
         d = dy[i] * gamma[i]
         total += d
-        along += d * ((x[i] - mean) * factor)
+        along += d * normal(x[i], mean, factor)
     return total, along
 
 
@@ -65,7 +64,7 @@ def _normal_squares(n, x, mean, factor, dy):
     apart()
     total = 0.0
     for i in range(n):
-        d = np.float64(dy[i] * ((x[i] - mean) * factor))
+        d = np.float64(dy[i] * normal(x[i], mean, factor))
         total += d * d
     return total
 
@@ -75,7 +74,7 @@ def _normal_row(n, x, mean, factor, gamma, beta, y):
     apart()
     wide()
     for i in range(n):
-        y[i] = multiply_add((x[i] - mean) * factor, gamma[i], beta[i])
+        y[i] = shifted(normal(x[i], mean, factor), gamma[i], beta[i])
 
 
 @inner
@@ -83,7 +82,7 @@ def _slope_row(n, x, mean, factor, gamma, total, along, dy, dx):
     apart()
     wide()
     for i in range(n):
-        dx[i] = factor * (dy[i] * gamma[i] - total - (x[i] - mean) * factor * along)
+        dx[i] = factor * of_mean(dy[i] * gamma[i], normal(x[i], mean, factor), total, along)
 
 
 @inner
@@ -91,7 +90,7 @@ def _add_row(n, x, mean, factor, dy, along, total):
     apart()
     wide()
     for i in range(n):
-        along[i] = multiply_add(dy[i], (x[i] - mean) * factor, along[i])
+        along[i] = multiply_add(dy[i], normal(x[i], mean, factor), along[i])
         total[i] += dy[i]
 
 
@@ -102,7 +101,7 @@ def _norm_rows(one, rows, width, x, ld, eps, gamma, beta, stats, y, y_ld):
     for r in range(rows):
         row = plus(x, r * ld)
         mean = _total(one, width, row) / count
-        factor = real(1) / real(math.sqrt(_squares(one, width, row, mean) / count + real(eps)))
+        factor = factor_of(_squares(one, width, row, mean) / count, real(eps))
         stats[2 * r], stats[2 * r + 1] = mean, factor
         _normal_row(width, row, mean, factor, gamma, beta, plus(y, r * y_ld))
 
@@ -141,7 +140,7 @@ def _moments(one, rows, n, x, ld, eps, mean, var, factor):
     for i in range(n):
         var[i] *= share
     for i in range(n):
-        factor[i] = real(1) / real(math.sqrt(var[i] + real(eps)))
+        factor[i] = factor_of(var[i], real(eps))
 
 
 @inner
@@ -149,7 +148,7 @@ def _normal_columns(n, x, mean, factor, gamma, beta, y):
     apart()
     wide()
     for i in range(n):
-        y[i] = multiply_add((x[i] - mean[i]) * factor[i], gamma[i], beta[i])
+        y[i] = shifted(normal(x[i], mean[i], factor[i]), gamma[i], beta[i])
 
 
 @inner
@@ -159,7 +158,7 @@ def _add_columns(rows, n, x, ld, mean, factor, dy, d_ld, along, total):
     for r in range(rows):
         for i in range(n):
             d = dy[r * d_ld + i]
-            along[i] = multiply_add(d, (x[r * ld + i] - mean[i]) * factor[i], along[i])
+            along[i] = multiply_add(d, normal(x[r * ld + i], mean[i], factor[i]), along[i])
             total[i] += d
 
 
@@ -168,17 +167,16 @@ def _slope_columns(n, share, x, mean, factor, gamma, along, total, dy, dx):
     apart()
     wide()
     for i in range(n):
-        normal = (x[i] - mean[i]) * factor[i]
-        dx[i] = factor[i] * gamma[i] * (dy[i] - total[i] * share - normal * (along[i] * share))
+        left = of_mean(dy[i], normal(x[i], mean[i], factor[i]), total[i] * share, along[i] * share)
+        dx[i] = factor[i] * gamma[i] * left
 
 
 @inner
 def _move(one, n, value, unbiased, momentum, running):
     apart()
-    real = type(one)
-    keep, take, factor = real(1.0 - momentum), real(momentum), real(unbiased)
+    factor = type(one)(unbiased)
     for i in range(n):
-        running[i] = multiply_add(take, value[i] * factor, keep * running[i])
+        running[i] = moved(running[i], value[i] * factor, momentum)
 
 
 # -- stages ------------------------------------------------------------------------------------------------------------

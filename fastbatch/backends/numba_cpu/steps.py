@@ -10,7 +10,7 @@ import numpy as np
 from ... import memory, ops, threads
 from ...arena import training_arena
 from ...errors import DivergenceError
-from ...plan import Plan, Stage
+from ...plan import Plan
 from ...protocol import Feed, PerSample, State, Sums
 from .. import scalars
 from . import entries
@@ -47,12 +47,6 @@ def loss_weights(loss: ops.Loss, outputs: int, rows: int, dtype: str) -> Array:
     return np.ascontiguousarray(np.broadcast_to(weights, max(rows, 1)) if outputs == 1 else weights)
 
 
-def _places(stage: Stage) -> tuple[int | None, ...]:
-    """Where the stage's parameters begin."""
-    of_norm = () if stage.norm is None else (stage.norm.gamma, stage.norm.beta)
-    return stage.w, stage.b, *of_norm
-
-
 class Steps:
     """Many steps in one call, GIL released, nothing allocated; the arithmetic of `run` is that of the other two.
 
@@ -79,7 +73,7 @@ class Steps:
             hyper[: len(values)] = values
         self._blocks = sum(-(-(s.end - s.begin) // BLOCK) for s in plan.segments)
         updated = [range(s.begin, s.end) for s in plan.segments]
-        self._trained = [any(at in part for part in updated for at in _places(stage)) for stage in plan.stages]
+        self._trained = [any(at in part for part in updated for at in stage.places) for stage in plan.stages]
         trained = (i for i, stage in enumerate(plan.stages) if stage.is_trained)
         self._first_trained = next(trained, len(plan.stages))
         self._wide = np.dtype(plan.dtype).itemsize // 4  # float64 takes twice as long
