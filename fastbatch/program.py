@@ -375,9 +375,11 @@ class ComposedProgram:
         return piece if sums is None else sums + piece
 
     def forward(self, x: Array, first_row: int, training: bool) -> Array:
-        x = self._inputs(x)
         if not training:
-            return self._outputs(x)
+            outputs = np.empty((len(x), self.plan.outputs), self.plan.dtype)
+            self.predict(x, outputs)
+            return outputs
+        x = self._inputs(x)
         running = (self.state.buffers if self.running is None else self.running).copy()
         if self._steps is not None and len(x):
             outputs = self._steps.forward(x, first_row, running)
@@ -459,14 +461,13 @@ class ComposedProgram:
             gradient = np.clip(gradient, -plan.clip_value, plan.clip_value)
         return gradient, norm
 
-    def _outputs(self, x: Array) -> Array:
-        out = np.empty((len(x), self.plan.outputs), self.plan.dtype)
-        return (
-            out if self._steps is not None and self._steps.predict(x, out) else self._forward(x, 0, training=False)[0]
-        )
-
     def predict(self, x: Array, out: Array) -> None:
-        out[...] = self._outputs(self._inputs(x))
+        steps = self._steps
+        if steps is not None and self._scale is None and steps.takes(x) and steps.predict(x, out):
+            return
+        rows = self._inputs(x)
+        if steps is None or not steps.predict(rows, out):
+            out[...] = self._forward(rows, 0, training=False)[0]
 
     def fast_step(self, x: object, y: object, lr: float) -> None:
         return None

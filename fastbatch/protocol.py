@@ -10,7 +10,7 @@ import numpy as np
 from . import ops
 from .plan import Plan
 
-__all__ = ["Backend", "Feed", "PerSample", "Program", "State", "Steps", "Sums"]
+__all__ = ["Backend", "Device", "Feed", "PerSample", "Program", "State", "Steps", "Sums"]
 
 Array = np.ndarray
 
@@ -311,6 +311,16 @@ class Steps(Protocol):
 
     def predict(self, x: Array, out: Array) -> bool:
         """As :meth:`Program.predict`; False where that is left to composition."""
+
+
+class Device(Protocol):
+    """A backend with memory of its own, in which arguments may lie."""
+
+    def seen(self, value: Any, where: str) -> Any:
+        """The same numbers with ``__cuda_array_interface__``, not copied; DTypeError where that cannot be."""
+
+    def fetched(self, value: Any, where: str) -> Array:
+        """A copy in the memory of the CPU."""
 
 
 class Backend(Protocol):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import json
-import types as python
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -177,43 +176,6 @@ def test_rows_on_the_device_are_read_there(source, monkeypatch):
     assert steps.is_on_device(there)
     monkeypatch.setattr(steps, "_SHARE", 0.0)  # nor streamed
     assert clipped_steps(x=there) == plain_steps()
-
-
-class OnDevice:
-    """Memory of the host that says it is a device's."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self.array, self.__cuda_array_interface__ = array, {**array.__array_interface__, "version": 3}
-
-
-def of_host(rows) -> object:
-    """What is at an address of `OnDevice`, where the device is simulated."""
-    given = rows.__cuda_array_interface__
-    held = python.SimpleNamespace(__array_interface__={**given, "version": 3}, owner=rows)
-    return cuda.to_device(np.ascontiguousarray(held))
-
-
-@pytest.mark.skipif(not SIMULATED, reason="pretends that memory of the host is a device's")
-@pytest.mark.parametrize("shuffle", [True, False])
-def test_a_fit_reads_rows_where_they_lie(shuffle, monkeypatch):
-    monkeypatch.setattr(steps, "as_device", of_host)
-    rng, found = cases.rng_of("there"), []
-    wide, y = rng.standard_normal((22, 7)).astype(np.float32), rng.integers(0, 3, 21)
-    x = wide[1:, 1:6]
-    for given in (OnDevice(x), x):
-        trainer = fb.Trainer(fb.MLP([5, 9, 3], seed=1), "cross_entropy", backend="cuda")
-        trainer.fit(given, y, batch_size=8, epochs=1, verbose=0, shuffle=shuffle, drop_last=not shuffle)
-        found.append(trainer.model.parameters.tobytes())
-    assert found[0] == found[1]
-    for refused in ({"validation_split": 0.2}, {"input_scale": "standardize"}, {"augment": fb.augment.Noise(0.1)}):
-        with pytest.raises(fb.DTypeError, match="in the memory of the CPU for this"):
-            trainer.fit(OnDevice(x), y, batch_size=8, verbose=0, **refused)
-    with pytest.raises(fb.ShapeError, match=r"expected shape \(n, 5\) on the device, got \(21, 4\)"):
-        trainer.fit(OnDevice(x[:, :4]), y, verbose=0)
-    with pytest.raises(fb.FastbatchError):
-        trainer.predict(OnDevice(x))
-    with pytest.raises(fb.FastbatchError):
-        fb.Trainer(fb.MLP([5, 3]), "cross_entropy", backend="reference").fit(OnDevice(x), y, verbose=0)
 
 
 @pytest.mark.parametrize("ordered", [True, False])

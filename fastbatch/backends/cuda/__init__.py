@@ -50,6 +50,8 @@ class Cuda:
     loss = staticmethod(kernels.loss)
     update = staticmethod(kernels.update)
     permutation = staticmethod(shuffle.permutation)
+    seen = staticmethod(shim.seen)
+    fetched = staticmethod(shim.fetched)
 
     def program(self, plan: Plan, state: State, num_threads: int | None) -> Program | None:
         return None

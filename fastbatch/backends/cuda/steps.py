@@ -370,8 +370,10 @@ def _place(array: Any) -> tuple[Any, ...]:
     """Which numbers of an object's an array is a view of."""
     if array is None:
         return ()
-    where = id(array) if is_on_device(array) else array.__array_interface__["data"]
-    return where, array.shape, array.strides, array.dtype
+    for interface in ("__array_interface__", "__cuda_array_interface__"):
+        if hasattr(array, interface):
+            return getattr(array, interface)["data"], array.shape, array.strides, array.dtype
+    return id(array), array.shape, array.strides, array.dtype
 
 
 def _identical(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
