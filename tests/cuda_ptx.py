@@ -114,7 +114,7 @@ def install() -> None:
     cuda.jit = lambda function=None, device=False, **rest: (
         of_device(function, device=device, **rest) if device or function is None else Launched(function)
     )
-    dispatcher.get_current_device = lambda: DEVICE
+    dispatcher.get_current_device = cuda.get_current_device = lambda: DEVICE
     cuda.device_array = array
     cuda.to_device = lambda values, **_: np.array(values).view(Array)
     cuda.stream = lambda: python.SimpleNamespace(synchronize=lambda: None)
@@ -142,12 +142,41 @@ def nets():
         yield model, make_plan(model, loss, optimizers[k % len(optimizers)](max_norm=1.0), max_norm=1.0)
 
 
+def own_nets():
+    """Of operations of one's own, with the functions of math and NumPy that have rules of their own on a device."""
+    import math
+
+    import fastbatch as fb
+    from fastbatch.plan import make_plan
+
+    def above(z, *, low=0.5):
+        return z if z > low else np.sqrt(np.abs(z)) + math.log1p(math.exp(-abs(z)))
+
+    @fb.activation
+    def own_activation(z):
+        return above(z) + np.square(np.tanh(z)) * np.power(np.fabs(z), 1.5) + np.clip(z, -1.0, 1.0) + np.sign(z)
+
+    @fb.loss
+    def own_loss(a, y):
+        return np.maximum(a - y, 0.5 * (y - a)) + np.log(np.exp(-abs(a - y)) + 1.0)
+
+    @fb.optimizer(slots=2, kept=0.9, constants=lambda lr, t, kept: (lr / (1.0 - kept**t), kept))
+    def own_optimizer(p, g, s, v, rate, kept):
+        s, v = kept * s + g, kept * v + g * g
+        return p - rate * s / (math.sqrt(v) + 1e-8), s, v
+
+    for sizes in ([9, 64, 64, 4], [9, 300, 7, 4]):
+        model = fb.MLP(sizes, activation="own_activation", dtype=REAL)
+        yield model, make_plan(model, own_loss(), own_optimizer(0.01))
+
+
 def main() -> None:
     install()
-    from fastbatch.backends.cuda import memory, steps
+    from fastbatch.backends.cuda import memory, own, steps
     from fastbatch.protocol import Feed, PerSample, State, Sums
 
-    for model, plan in islice(nets(), 2 * int(sys.argv[3])):
+    for model, plan in (*own_nets(), *islice(nets(), 2 * int(sys.argv[3]))):
+        assert own.refusal(plan) is None
         for tiles in sys.argv[4].split(","):
             memory._FULL = 1 if tiles == "large" else 1 << 30
             slots, steps_made = np.zeros((plan.slots, model.num_parameters), REAL), np.zeros(1, np.int64)
@@ -160,7 +189,7 @@ def main() -> None:
             made.run(feed, 0, 1, np.ones(1), 0.0, Sums())
             if plan.loss.name == "cross_entropy":
                 made.run(Feed(x, np.zeros(2500, np.int64), batch=2100), 0, 1, np.ones(1), 0.0, Sums())
-            norms = np.zeros((4, 50))
+            norms = np.zeros((len(model.weights), 50))
             asked = PerSample(
                 input_norms=norms, delta_norms=norms.copy(), norm_norms=norms[0].copy(), scale=np.ones(50, REAL)
             )

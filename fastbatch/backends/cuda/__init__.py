@@ -6,7 +6,7 @@ from ...errors import BackendError
 from ...plan import Plan
 from ...protocol import Program, State
 from .. import scalars
-from . import kernels, shim, shuffle
+from . import kernels, own, shim, shuffle
 from .steps import Steps
 
 __all__ = ["Cuda"]
@@ -36,14 +36,7 @@ class Cuda:
             return f"optimizer rule {plan.optimizer.rule!r} has no row in {where}/optimizers.py"
         if plan.sums_objective:
             return "the objective of semantics='sklearn' has no kernel for the device; backend 'c' has one"
-        for formula in (
-            *(stage.activation.formula for stage in plan.stages),
-            plan.loss.formula,
-            plan.optimizer.formula,
-        ):
-            if formula is not None:
-                return f"{formula.name!r} is compiled for the CPU; backends 'c' and 'numba' run it"
-        return None
+        return own.refusal(plan)
 
     dense_forward = staticmethod(kernels.dense_forward)
     dense_backward = staticmethod(kernels.dense_backward)

@@ -14,6 +14,7 @@ import numpy as np
 from ... import ops
 from ...plan import Norm, Plan, Stage
 from .. import scalars
+from . import own
 from .norms import STATISTICS, parts_of
 from .tiles import TILE_ROWS
 from .updates import BLOCKS
@@ -140,14 +141,14 @@ def layout_of(plan: Plan, rows: int, parts: int, training: bool = True) -> Layou
     f["squares"], f["norms"] = d.take(len(segments) * BLOCKS), d.take(2 * len(segments) * BLOCKS)
     f["constants"], f["hyper"] = d.take(len(segments) * scalars.CONSTANTS), d.take(len(segments) * scalars.HYPERS)
     f["parameter"], f["max_norm"], f["clip_value"] = plan.loss.parameter, plan.max_norm or 0.0, plan.clip_value or 0.0
-    f["g"], f["h"] = _loss_constants(plan.loss)
+    f["g"], f["h"] = _loss_constants(plan.loss, plan.dtype)
     f["of_value"], f["of_slope"] = plan.loss.divisors(plan.outputs)
     hyper = np.zeros((len(segments), scalars.HYPERS))
     for row, values, segment in zip(segments, hyper, plan.segments):
         optimizer, constants = segment.optimizer, segment.optimizer.constants()
         row["begin"], row["end"], row["l1"] = segment.begin, segment.end, optimizer.l1
         row["lr_factor"], row["by_weight"], row["ahead"] = segment.lr_factor, optimizer.by_weight, optimizer.ahead
-        names = scalars.OPTIMIZERS[optimizer.rule].hyper
+        names = scalars.OPTIMIZERS[own.optimizer(optimizer, plan.dtype)].hyper
         values[: len(names)] = [constants[name] for name in names]
     return Layout(rows, frame, stages, segments, hyper, m.used, d.used)
 
@@ -167,9 +168,10 @@ def _buffer_count(plan: Plan) -> int:
 
 
 def device_plan(plan: Plan) -> Plan:
-    """The plan with norms in stages of their own, so that products know nothing of them."""
+    """The plan with norms in stages of their own, so that products know nothing of them, and activations by rule."""
     stages: list[Stage] = []
     for stage in plan.stages:
+        stage = replace(stage, activation=replace(stage.activation, name=own.activation(stage.activation, plan.dtype)))
         if stage.norm is None or not stage.has_dense:
             stages.append(stage)
             continue
@@ -183,7 +185,7 @@ def inference_plan(plan: Plan) -> Plan:
     return replace(plan, stages=tuple(replace(stage, threshold=256) for stage in plan.stages))
 
 
-def _loss_constants(loss: ops.Loss) -> tuple[float, float]:
+def _loss_constants(loss: ops.Loss, dtype: str) -> tuple[float, float]:
     if loss.name in scalars.ROW_LOSSES:
         return 0.0, 0.0
-    return scalars.ELEMENT_LOSSES[loss.name][0](loss.parameter, loss.per_output is not None)
+    return scalars.ELEMENT_LOSSES[own.loss(loss, dtype)][0](loss.parameter, loss.per_output is not None)

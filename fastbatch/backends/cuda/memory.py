@@ -9,7 +9,7 @@ import numpy as np
 from ...plan import Norm, Plan
 from ...protocol import PerSample
 from .. import scalars
-from . import norms, passes, tiles, updates
+from . import norms, own, passes, tiles, updates
 from .layout import layout_of
 from .passes import LANES, LOSS_ROWS
 from .shim import SIMULATED, cuda, guarded
@@ -63,6 +63,7 @@ class Memory:
     def __init__(self, plan: Plan, rows: int, rates: int = 1, training: bool = True) -> None:
         self.plan, self.rows, self.rates, self.training = plan, rows, rates, training
         dtype, n = np.dtype(plan.dtype), plan.num_parameters
+        self._loss, self._rule = own.loss(plan.loss, plan.dtype), own.optimizer(plan.optimizer, plan.dtype)
         stretches = -(-rows // TILE_ROWS)
         blocks = sum(-(-s.inputs // SMALL.rows) * -(-s.outputs // SMALL.columns) for s in plan.stages if s.has_dense)
         fits = training and stretches <= max(1, _PARTIAL // max(n, 1))
@@ -202,7 +203,7 @@ class Memory:
         """Everything up to the gradient, by blocks that each take a stretch of rows through."""
         plan, given = self.plan, rows.arguments(self._nothing, self._no_weight)
         hidden, last = plan.stages[0].activation.name, plan.stages[-1].activation.name
-        run = stretches(plan.dtype, hidden, last, plan.loss.name, *rows.variant())
+        run = stretches(plan.dtype, hidden, last, self._loss, *rows.variant())
         run[-(-self.rows // TILE_ROWS), LARGE.threads, queue](
             self.frame, self.stages, self.m, self.d, *given, self.units, at
         )
@@ -212,9 +213,8 @@ class Memory:
 
     def losses(self, at: int, queue: Any) -> None:
         """Losses of a piece, and the gradient of their sum with respect to the outputs."""
-        loss, labelled = self.plan.loss, self.labelled
         grid = max(1, min(_MOST_BLOCKS, -(-self.rows // LOSS_ROWS)))
-        run = passes.losses(self.plan.dtype, loss.name, labelled)
+        run = passes.losses(self.plan.dtype, self._loss, self.labelled)
         run[grid, (LANES, LOSS_ROWS), queue](self.frame, self.stages, self.m, self.d, at)
         updates.tally()[1, THREADS, queue](self.frame, self.d, at)
 
@@ -282,7 +282,7 @@ class Memory:
 
     def move(self, queue: Any) -> None:
         """The update without a look at the gradient."""
-        plan, rule = self.plan, self.plan.optimizer.rule
+        plan, rule = self.plan, self._rule
         dtype, shared = plan.dtype, ((BLOCKS, max(len(plan.segments), 1)), THREADS, queue)
         numbers = self.frame, self.segments, self.m, self.d
         updates.decide(rule)[1, 1, queue](self.frame, self.segments, self.d, self.lrs, self.units)

@@ -18,7 +18,7 @@ from numba.cuda.core import config
 from ...errors import BackendError, DTypeError
 
 __all__ = [
-    "SIMULATED", "Graph", "as_device", "cuda", "described",
+    "SIMULATED", "Graph", "as_device", "compiles", "cuda", "described",
     "event", "fetched", "free_bytes", "guarded", "inner", "is_on_device", "kernel",
     "missing", "seen", "stream",
 ]  # fmt: skip
@@ -37,6 +37,14 @@ def kernel(function: Callable) -> Any:
 def inner(function: Callable) -> Any:
     """`function` for kernels to call."""
     return cuda.jit(device=True)(function)
+
+
+def compiles(function: Any, *samples: Any) -> None:
+    """Compile what `inner` has made for the device and arguments like these, and keep nothing: for the error."""
+    from numba.cuda.typing import typeof
+
+    target = cuda.get_current_device().compute_capability
+    cuda.compile_ptx(function.py_func, tuple(map(typeof.typeof, samples)), device=True, cc=target)
 
 
 def missing() -> str | None:
