@@ -304,6 +304,22 @@ def test_a_fit_is_that_of_the_reference(options):
     assert ours[2] == pytest.approx(theirs[2], rel=1e-5)
 
 
+@pytest.mark.parametrize("limit", [None, 0.5])
+def test_losses_in_the_sense_of_sklearn(limit):
+    """A step counts by its rows, with the penalty of what decays by weight; one without weight does not."""
+    rng, found = cases.rng_of("sklearn"), []
+    x, y, weight = rng.standard_normal((21, 5)), rng.standard_normal((21, 3)), rng.uniform(0.1, 2, 21)
+    weight[:8] = 0
+    weight[16:] *= 2.0**-80
+    for backend in ("cuda", "reference"):
+        row = fb.SGD(lr=0.01, weight_decay=3.0, groups={-1: {"weight_decay": 0.5}}, frozen=(1,))
+        model = fb.MLP([5, 9, 7, 3], norm="layer", seed=1, dtype="float64")
+        trainer = fb.Trainer(model, "mse", row, backend=backend, semantics="sklearn", max_grad_norm=limit)
+        losses = trainer.fit(x, y, 8, epochs=2, shuffle=False, sample_weight=weight, verbose=0)["loss"]
+        found.append([*losses, trainer.step(x, y)])
+    np.testing.assert_allclose(*found, rtol=1e-9)
+
+
 def test_what_a_fit_keeps_is_read_again_by_the_next(monkeypatch):
     """Within a fit x is sent once; a caller may change it between two fits."""
     rng = cases.rng_of("kept")
@@ -392,12 +408,3 @@ def test_mutants_are_rejected(mutant, monkeypatch):
     mutant(monkeypatch)
     with pytest.raises(AssertionError):
         oracle.check_gradient(case)
-
-
-def test_what_is_not_supported_is_refused_by_name():
-    sizes = {"input_size": 3, "seed": 0}
-    for layers, options, text in (
-        ([fb.Dense(1)], {"loss": fb.losses.MSE(semantics="sklearn")}, "semantics='sklearn'"),
-    ):
-        with pytest.raises(fb.BackendError, match=text):
-            fb.Trainer(fb.Sequential(layers, **sizes), options.get("loss", "mse"), backend="cuda")

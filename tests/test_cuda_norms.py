@@ -19,7 +19,7 @@ pytest.importorskip("numba_cuda")
 import test_cuda_device
 from test_cuda_device import _steady, pytestmark  # noqa: F401  skips where there is no device
 
-from fastbatch.backends.cuda import norms, tiles
+from fastbatch.backends.cuda import batch_norms, norms, tiles
 
 LAYERS = ("norm", "norms")
 
@@ -111,11 +111,11 @@ def test_a_fit_is_that_of_the_reference():
 
 
 def slopes_without_sums(monkeypatch) -> None:
-    monkeypatch.setattr(norms, "combine_slopes", lambda dtype: _Otherwise(None))
+    monkeypatch.setattr(batch_norms, "combine_slopes", lambda dtype: _Otherwise(None))
 
 
 def running_statistics_stay(monkeypatch) -> None:
-    monkeypatch.setattr(norms, "keep_running", lambda dtype: _Otherwise(None))
+    monkeypatch.setattr(batch_norms, "keep_running", lambda dtype: _Otherwise(None))
 
 
 def gradients_written_over(monkeypatch) -> None:

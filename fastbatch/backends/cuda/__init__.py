@@ -34,8 +34,6 @@ class Cuda:
             return f"loss {plan.loss.name!r} has no row in {where}/losses.py"
         if plan.optimizer.formula is None and plan.optimizer.rule not in scalars.OPTIMIZERS:
             return f"optimizer rule {plan.optimizer.rule!r} has no row in {where}/optimizers.py"
-        if plan.sums_objective:
-            return "the objective of semantics='sklearn' has no kernel for the device; backend 'c' has one"
         return own.refusal(plan)
 
     dense_forward = staticmethod(kernels.dense_forward)

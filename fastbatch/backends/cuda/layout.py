@@ -30,7 +30,7 @@ FRAME = np.dtype(
             "count", "stages", "segments", "slots", "gradient", "partial", "weights", "y",
             "row_loss", "row_share", "row_weight", "label", "tally", "squares", "norms", "constants", "hyper",
             "total", "base", "shift", "batch", "piece", "first_row", "index", "made", "judged", "status", "bad", "seed",
-            "moves", "buffers", "running", "buffer_count",
+            "moves", "buffers", "running", "buffer_count", "objective", "penalties",
         )),
         *((name, np.float64) for name in (
             "g", "h", "parameter", "of_value", "of_slope", "max_norm", "clip_value",
@@ -53,7 +53,7 @@ STAGE = np.dtype(
 SEGMENT = np.dtype(
     [
         *((name, np.int64) for name in ("begin", "end")),
-        *((name, np.float64) for name in ("l1", "lr_factor", "by_weight", "ahead")),
+        *((name, np.float64) for name in ("l1", "lr_factor", "by_weight", "ahead", "penalty")),
     ],
     align=True,
 )
@@ -139,6 +139,7 @@ def layout_of(plan: Plan, rows: int, parts: int, training: bool = True) -> Layou
         f[name] = d.take(rows)
     f["tally"] = d.take(2 * -(-rows // TILE_ROWS))
     f["squares"], f["norms"] = d.take(len(segments) * BLOCKS), d.take(2 * len(segments) * BLOCKS)
+    f["objective"], f["penalties"] = plan.sums_objective, d.take(len(segments) * BLOCKS)
     f["constants"], f["hyper"] = d.take(len(segments) * scalars.CONSTANTS), d.take(len(segments) * scalars.HYPERS)
     f["parameter"], f["max_norm"], f["clip_value"] = plan.loss.parameter, plan.max_norm or 0.0, plan.clip_value or 0.0
     f["g"], f["h"] = _loss_constants(plan.loss, plan.dtype)
@@ -148,6 +149,7 @@ def layout_of(plan: Plan, rows: int, parts: int, training: bool = True) -> Layou
         optimizer, constants = segment.optimizer, segment.optimizer.constants()
         row["begin"], row["end"], row["l1"] = segment.begin, segment.end, optimizer.l1
         row["lr_factor"], row["by_weight"], row["ahead"] = segment.lr_factor, optimizer.by_weight, optimizer.ahead
+        row["penalty"] = 0.5 * optimizer.decay if optimizer.by_weight else 0.0
         names = scalars.OPTIMIZERS[own.optimizer(optimizer, plan.dtype)].hyper
         values[: len(names)] = [constants[name] for name in names]
     return Layout(rows, frame, stages, segments, hyper, m.used, d.used)

@@ -9,7 +9,7 @@ import numpy as np
 from ...plan import Norm, Plan
 from ...protocol import PerSample
 from .. import scalars
-from . import norms, own, passes, tiles, updates
+from . import batch_norms, norms, own, passes, tiles, updates
 from .layout import layout_of
 from .passes import LANES, LOSS_ROWS
 from .shim import SIMULATED, cuda, guarded
@@ -177,11 +177,11 @@ class Memory:
         if not norm.over_rows:
             norms.normal_rows(dtype, name)[self._lines(queue)](*given)
         elif self.training:
-            norms.moments(dtype)[self._columns(i, norm, queue)](*given)
-            norms.combine_moments(dtype)[flat](*given)
-            norms.normal_columns(dtype, name)[flat](*given)
+            batch_norms.moments(dtype)[self._columns(i, norm, queue)](*given)
+            batch_norms.combine_moments(dtype)[flat](*given)
+            batch_norms.normal_columns(dtype, name)[flat](*given)
         else:
-            norms.still_columns(dtype, name)[flat](*given)
+            batch_norms.still_columns(dtype, name)[flat](*given)
 
     def _through_norm(self, i: int, norm: Norm, at: int, queue: Any) -> None:
         """The gradient of what the norm of stage i read, from that of what it made."""
@@ -191,8 +191,8 @@ class Memory:
             return
         flat = self._flat(self.rows * self.plan.stages[i].outputs, queue)
         norms.slope_parts(dtype, True)[self._columns(i, norm, queue)](*given)
-        norms.combine_slopes(dtype)[flat](*given)
-        norms.slope_columns(dtype)[flat](*given)
+        batch_norms.combine_slopes(dtype)[flat](*given)
+        batch_norms.slope_columns(dtype)[flat](*given)
 
     def _norm_gradient(self, i: int, norm: Norm, at: int, add: bool, queue: Any) -> None:
         dtype, given = self.plan.dtype, (self.frame, self.stages, self.m, i, at)
@@ -278,7 +278,7 @@ class Memory:
         self.move(queue)
         count = int(self.host[0]["buffer_count"])
         if count:
-            norms.keep_running(self.plan.dtype)[self._flat(count, queue)](self.frame, self.m)
+            batch_norms.keep_running(self.plan.dtype)[self._flat(count, queue)](self.frame, self.m)
 
     def move(self, queue: Any) -> None:
         """The update without a look at the gradient."""

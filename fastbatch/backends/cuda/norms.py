@@ -1,8 +1,8 @@
-"""LayerNorm and BatchNorm: moments, normal rows, deltas, gradients.
+"""LayerNorm, and what it has in common with BatchNorm: sums over columns, gradients of gamma and beta.
 
 On the device a norm begins a stage of its own: the dense part before it has handed up what it reads. A line of `LANES`
 threads has a row of a LayerNorm. Columns are summed by parts, of up to `TILE_ROWS` rows of a group, which are added in
-their order: moments of a BatchNorm, and gradients of gamma and beta.
+their order.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .shim import cuda, inner, kernel
 from .tiles import TILE_ROWS
 
 __all__ = [
-    "STATISTICS", "add_gradient", "combine_moments", "combine_slopes", "keep_running", "moments", "normal_columns",
-    "normal_rows", "parts_of", "row_squares", "slope_columns", "slope_parts", "slope_rows", "still_columns",
+    "ALONG", "FACTOR", "MEAN", "STATISTICS", "SUM", "VAR", "add_gradient", "counts", "normal_rows", "of_lines",
+    "part_at", "parts_of", "row_squares", "slope_parts", "slope_rows",
 ]  # fmt: skip
 
 # Of each column of a group: what its forward pass keeps, and the two sums of its backward pass.
@@ -152,19 +152,7 @@ def row_squares(dtype: str) -> Any:
 
 
 @inner
-def _part_at(s, rows, k):
-    """The group of part k of these rows, where the part begins and ends; nothing behind the last row of a group."""
-    size = rows
-    if s["ghost"] > 0:
-        size = min(s["ghost"], rows)
-    each = (size + TILE_ROWS - 1) // TILE_ROWS
-    group = k // each
-    begin = group * size + k % each * TILE_ROWS
-    return group, begin, min(begin + TILE_ROWS, min((group + 1) * size, rows))
-
-
-@inner
-def _count(s, rows):
+def counts(s, rows):
     """Groups, parts of each, and rows of each but the last."""
     size = rows
     if s["ghost"] > 0:
@@ -173,7 +161,16 @@ def _count(s, rows):
 
 
 @inner
-def _of_lines(parts, lane):
+def part_at(s, rows, k):
+    """The group of part k of these rows, where the part begins and ends; nothing behind the last row of a group."""
+    _, each, size = counts(s, rows)
+    group = k // each
+    begin = group * size + k % each * TILE_ROWS
+    return group, begin, min(begin + TILE_ROWS, min((group + 1) * size, rows))
+
+
+@inner
+def of_lines(parts, lane):
     """What the lines of a column have found, added in their order; all threads of the block come here."""
     cuda.syncthreads()
     total = parts[0, lane]
@@ -181,147 +178,6 @@ def _of_lines(parts, lane):
         total += parts[k, lane]
     cuda.syncthreads()
     return total
-
-
-@cache
-def moments(dtype: str) -> Any:
-    """``kernel(frame, stages, m, i, at)``: of each part and column the sum, and the squares around the part's mean."""
-    real = np.dtype(dtype).type
-
-    def moments_of_parts(frame, stages, m, i, at):
-        f, s = frame[0], stages[i]
-        if f["status"] != 0:
-            return
-        found = cuda.shared.array((LOSS_ROWS, LANES), real)
-        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
-        if rows <= 0:
-            return
-        width, lane, line = s["outputs"], cuda.threadIdx.x, cuda.threadIdx.y
-        groups, each, _ = _count(s, rows)
-        for k in range(cuda.blockIdx.y, groups * each, cuda.gridDim.y):
-            _, begin, end = _part_at(s, rows, k)
-            for column0 in range(cuda.blockIdx.x * LANES, width, cuda.gridDim.x * LANES):
-                j = column0 + lane
-                last = end if j < width else begin
-                part = real(0)
-                for r in range(begin + line, last, LOSS_ROWS):
-                    part += m[s["x"] + r * width + j]
-                found[line, lane] = part
-                total = _of_lines(found, lane)
-                mean = total / real(max(end - begin, 1))
-                part = real(0)
-                for r in range(begin + line, last, LOSS_ROWS):
-                    d = m[s["x"] + r * width + j] - mean
-                    part += d * d
-                found[line, lane] = part
-                squares = _of_lines(found, lane)
-                if line == 0 and j < width:
-                    m[s["parts"] + 2 * k * width + j] = total
-                    m[s["parts"] + (2 * k + 1) * width + j] = squares
-
-    return kernel(moments_of_parts)
-
-
-@cache
-def combine_moments(dtype: str) -> Any:
-    """``kernel(frame, stages, m, i, at)``: mean, variance and factor of the columns of each group, from its parts."""
-    real = np.dtype(dtype).type
-    factor_of = rules.factor_of
-
-    def combined_moments(frame, stages, m, i, at):
-        f, s = frame[0], stages[i]
-        if f["status"] != 0:
-            return
-        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
-        if rows <= 0:
-            return
-        width = s["outputs"]
-        groups, each, size = _count(s, rows)
-        for e in range(cuda.grid(1), groups * width, cuda.gridsize(1)):
-            group, j = e // width, e % width
-            count = real(min(rows, (group + 1) * size) - group * size)
-            mean, var = real(0), real(0)
-            for k in range(group * each, (group + 1) * each):
-                mean += m[s["parts"] + 2 * k * width + j]
-            mean /= count
-            for k in range(group * each, (group + 1) * each):
-                _, begin, end = _part_at(s, rows, k)
-                if begin < end:
-                    n = real(end - begin)
-                    d = m[s["parts"] + 2 * k * width + j] / n - mean
-                    var += m[s["parts"] + (2 * k + 1) * width + j] + n * d * d
-            var /= count
-            to = s["stats"] + group * STATISTICS * width + j
-            m[to + MEAN * width] = mean
-            m[to + VAR * width] = var
-            m[to + FACTOR * width] = factor_of(var, real(s["eps"]))
-
-    return kernel(combined_moments)
-
-
-@cache
-def normal_columns(dtype: str, activation: str) -> Any:
-    """``kernel(frame, stages, m, i, at)``: a, and z where it is kept, of a stage that begins with a BatchNorm.
-
-    The first threads move the running statistics of a column, group after group; groups of one row have no variance.
-    """
-    real = np.dtype(dtype).type
-    value = scalars.ACTIVATIONS[activation][0]
-    normal, shifted, moved = rules.normal, rules.shifted, rules.moved
-
-    def normal_column(frame, stages, m, i, at):
-        f, s = frame[0], stages[i]
-        if f["status"] != 0:
-            return
-        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
-        if rows <= 0:
-            return
-        width = s["outputs"]
-        groups, _, size = _count(s, rows)
-        for e in range(cuda.grid(1), rows * width, cuda.gridsize(1)):
-            r, j = e // width, e % width
-            of = s["stats"] + r // size * STATISTICS * width + j
-            z = shifted(
-                normal(m[s["x"] + e], m[of + MEAN * width], m[of + FACTOR * width]), m[s["gamma"] + j], m[s["beta"] + j]
-            )
-            if s["z"] >= 0:
-                m[s["z"] + e] = z
-            m[s["a"] + e] = value(z)
-        if f["moves"] != 0:
-            source = f["buffers"] if at == 0 else f["running"]
-            for j in range(cuda.grid(1), width, cuda.gridsize(1)):
-                mean, var = m[source + s["mean"] + j], m[source + s["var"] + j]
-                for group in range(groups):
-                    of = s["stats"] + group * STATISTICS * width + j
-                    count = min(rows, (group + 1) * size) - group * size
-                    if count > 1:
-                        unbiased = real(count / (count - 1))
-                        mean = moved(mean, m[of + MEAN * width], s["momentum"])
-                        var = moved(var, m[of + VAR * width] * unbiased, s["momentum"])
-                m[f["running"] + s["mean"] + j] = mean
-                m[f["running"] + s["var"] + j] = var
-
-    return kernel(normal_column)
-
-
-@cache
-def still_columns(dtype: str, activation: str) -> Any:
-    """``kernel(frame, stages, m, i, at)``: the same from the running statistics."""
-    real = np.dtype(dtype).type
-    value = scalars.ACTIVATIONS[activation][0]
-    factor_of, normal, shifted = rules.factor_of, rules.normal, rules.shifted
-
-    def still_column(frame, stages, m, i, at):
-        f, s = frame[0], stages[i]
-        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
-        width, eps = s["outputs"], real(s["eps"])
-        for e in range(cuda.grid(1), rows * width, cuda.gridsize(1)):
-            j = e % width
-            mean, var = m[f["buffers"] + s["mean"] + j], m[f["buffers"] + s["var"] + j]
-            z = shifted(normal(m[s["x"] + e], mean, factor_of(var, eps)), m[s["gamma"] + j], m[s["beta"] + j])
-            m[s["a"] + e] = value(z)
-
-    return kernel(still_column)
 
 
 @cache
@@ -340,9 +196,9 @@ def slope_parts(dtype: str, over_rows: bool) -> Any:
         if rows <= 0:
             return
         width, lane, line = s["outputs"], cuda.threadIdx.x, cuda.threadIdx.y
-        groups, each, _ = _count(s, rows)
+        groups, each, _ = counts(s, rows)
         for k in range(cuda.blockIdx.y, groups * each, cuda.gridDim.y):
-            group, begin, end = _part_at(s, rows, k)
+            group, begin, end = part_at(s, rows, k)
             for column0 in range(cuda.blockIdx.x * LANES, width, cuda.gridDim.x * LANES):
                 j = column0 + lane
                 last = end if j < width else begin
@@ -358,72 +214,13 @@ def slope_parts(dtype: str, over_rows: bool) -> Any:
                     along = multiply_add(d, normal(m[s["x"] + r * width + j], mean, factor), along)
                 sums[line, lane] = total
                 products[line, lane] = along
-                total = _of_lines(sums, lane)
-                along = _of_lines(products, lane)
+                total = of_lines(sums, lane)
+                along = of_lines(products, lane)
                 if line == 0 and j < width:
                     m[s["parts"] + 2 * k * width + j] = along
                     m[s["parts"] + (2 * k + 1) * width + j] = total
 
     return kernel(slopes_of_parts)
-
-
-@cache
-def combine_slopes(dtype: str) -> Any:
-    """``kernel(frame, stages, m, i, at)``: these sums of the columns of each group, from its parts."""
-    real = np.dtype(dtype).type
-
-    def combined_slopes(frame, stages, m, i, at):
-        f, s = frame[0], stages[i]
-        if f["status"] != 0:
-            return
-        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
-        if rows <= 0:
-            return
-        width = s["outputs"]
-        groups, each, _ = _count(s, rows)
-        for e in range(cuda.grid(1), groups * width, cuda.gridsize(1)):
-            group, j = e // width, e % width
-            along, total = real(0), real(0)
-            for k in range(group * each, (group + 1) * each):
-                along += m[s["parts"] + 2 * k * width + j]
-                total += m[s["parts"] + (2 * k + 1) * width + j]
-            to = s["stats"] + group * STATISTICS * width + j
-            m[to + ALONG * width] = along
-            m[to + SUM * width] = total
-
-    return kernel(combined_slopes)
-
-
-@cache
-def slope_columns(dtype: str) -> Any:
-    """``kernel(frame, stages, m, i, at)``: the gradient of what the BatchNorm of stage i read."""
-    real = np.dtype(dtype).type
-    normal, of_mean = rules.normal, rules.of_mean
-
-    def slope_column(frame, stages, m, i, at):
-        f, s = frame[0], stages[i]
-        if f["status"] != 0:
-            return
-        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
-        if rows <= 0:
-            return
-        width, to = s["outputs"], stages[i - 1]["dy"]
-        _, _, size = _count(s, rows)
-        for e in range(cuda.grid(1), rows * width, cuda.gridsize(1)):
-            r, j = e // width, e % width
-            group = r // size
-            of = s["stats"] + group * STATISTICS * width + j
-            share = real(1) / real(min(rows, (group + 1) * size) - group * size)
-            factor = m[of + FACTOR * width]
-            left = of_mean(
-                m[s["dy"] + e],
-                normal(m[s["x"] + e], m[of + MEAN * width], factor),
-                m[of + SUM * width] * share,
-                m[of + ALONG * width] * share,
-            )
-            m[to + e] = factor * m[s["gamma"] + j] * left
-
-    return kernel(slope_column)
 
 
 @cache
@@ -439,7 +236,7 @@ def add_gradient(dtype: str) -> Any:
         if rows <= 0:
             return
         width = s["outputs"]
-        groups, each, _ = _count(s, rows)
+        groups, each, _ = counts(s, rows)
         for e in range(cuda.grid(1), 2 * width, cuda.gridsize(1)):
             which, j = e // width, e % width
             to = f["gradient"] + (s["gamma"] if which == 0 else s["beta"]) + j
@@ -449,17 +246,3 @@ def add_gradient(dtype: str) -> Any:
             m[to] = v
 
     return kernel(added_norm)
-
-
-@cache
-def keep_running(dtype: str) -> Any:
-    """``kernel(frame, m)``: the running statistics of the step that was made are those of the network."""
-
-    def kept_running(frame, m):
-        f = frame[0]
-        if f["status"] != 0:
-            return
-        for e in range(cuda.grid(1), f["buffer_count"], cuda.gridsize(1)):
-            m[f["buffers"] + e] = m[f["running"] + e]
-
-    return kernel(kept_running)
