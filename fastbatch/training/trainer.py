@@ -192,7 +192,8 @@ class Trainer(Attributes):
         ----------
         X : (n, I) array_like
             Any real or integer dtype, in any layout, also read-only or mapped from a file: gathered and converted batch
-            by batch. Only another byte order, float128 and misaligned elements are converted as a whole.
+            by batch. Only another byte order, float128 and misaligned elements are converted as a whole. With backend
+            "cuda" X, y and weights may lie in the device's memory (docs/backends.md).
         y : array_like
             Labels (n,), distributions (n, O), or values (n, O); (n,) and (n, 1) are the same where O = 1.
         batch_size : int, "full", "noise", Grow, NoiseScale, dict or callable, default 32
