@@ -50,18 +50,19 @@ test-all:  ## all tests, the exhaustive ones with them
 	$(PYTHON) -m pytest -m ""
 
 test-simulated:  ## kernels of the cuda backend in numba-cuda's simulator; needs fastbatch[cuda], no GPU
-	NUMBA_ENABLE_CUDASIM=1 $(PYTHON) -m pytest tests/test_cuda_device.py tests/test_cuda_tensor.py $(ARGS)
+	NUMBA_ENABLE_CUDASIM=1 $(PYTHON) -m pytest $(CUDA_TESTS) $(ARGS)
 
 test-compiled:  ## every kernel of the cuda backend through NVIDIA's compilers; needs fastbatch[cuda], no GPU (12 minutes)
 	$(PYTHON) -m pytest -m gpu tests/test_cuda.py $(ARGS)
 
+CUDA_TESTS = $(wildcard tests/test_cuda_*.py)
 # The sanitizer watches few tests, being some 50 times slower.
 test-gpu:  ## the cuda backend on this machine's GPU; under compute-sanitizer, too, where that is installed
-	FASTBATCH_EXPECT=cuda $(PYTHON) -m pytest -m "" tests/test_cuda.py tests/test_cuda_device.py tests/test_cuda_tensor.py tests/test_cuda_gpu.py $(ARGS)
+	FASTBATCH_EXPECT=cuda $(PYTHON) -m pytest -m "" tests/test_cuda.py $(CUDA_TESTS) $(ARGS)
 	@if command -v compute-sanitizer >/dev/null; then \
 		for tool in memcheck racecheck; do \
 			compute-sanitizer --tool $$tool --error-exitcode 1 $(PYTHON) -m pytest -x -q -p no:cacheprovider \
-				tests/test_cuda_device.py -k "everything or narrow" || exit 1; \
+				$(CUDA_TESTS) -k "everything or narrow or gradient_of_batch" || exit 1; \
 		done; \
 	else echo "NOT RUN: compute-sanitizer is not installed"; fi
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from .errors import DataError, DTypeError, ShapeError
 
-__all__ = ["NUMBERS", "DeviceRows", "as_array", "is_foreign"]
+__all__ = ["NUMBERS", "DeviceRows", "as_array", "is_foreign", "is_on_device"]
 
 Array = np.ndarray
 
@@ -22,6 +22,8 @@ NUMBERS = "fiub"
 
 # Of DLPack: the CPU's memory, and memory of the CPU that CUDA or ROCm has pinned
 _IN_MEMORY = (1, 3, 11)
+# Memory of a GPU of CUDA's, and memory that it manages
+_ON_DEVICE = (2, 13)
 
 # Columns that an error message names
 _NAMED = 8
@@ -47,6 +49,8 @@ def as_array(value: Any, where: str) -> Array:
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise DataError(f"{where}: expected no masked entries, got {np.ma.count_masked(value)}")
     if isinstance(value, np.ndarray) or not (hasattr(value, "__array__") or hasattr(value, "__dlpack__")):
+        if is_on_device(value):
+            raise DTypeError(f"{where}: expected what NumPy can look at, got {type(value).__name__} on a device")
         try:
             return np.asarray(value)
         except ValueError as error:
@@ -69,13 +73,22 @@ def _looked_at(look: Callable[[], Array], value: Any, where: str) -> Array:
         raise DTypeError(f"{where}: expected what NumPy can look at, got {type(value).__name__}: {error}") from error
 
 
+def is_on_device(value: Any) -> bool:
+    """Whether these numbers say that they lie in the memory of a GPU, which is all that they are asked."""
+    if isinstance(value, np.ndarray):
+        return False
+    if hasattr(value, "__dlpack_device__"):
+        return value.__dlpack_device__()[0] in _ON_DEVICE
+    return hasattr(value, "__cuda_array_interface__")
+
+
 class DeviceRows:
     """Rows (n, I) in a GPU's memory, which backend "cuda" reads there; whoever wants them as an array is refused.
 
     Parameters
     ----------
     value : object with ``__cuda_array_interface__``
-        A tensor of torch, an array of CuPy, JAX or Numba; kept alive, not copied.
+        Kept alive, not copied.
     where : str
         What messages call it.
     """
@@ -118,13 +131,13 @@ class DeviceRows:
     def _refuse(where: str) -> Array:
         raise DTypeError(
             f"{where}: expected rows in the memory of the CPU for this, got such on a device; there backend 'cuda' "
-            "reads them in fit, without validation_split, input_scale, augment, sampling and the noise scale"
+            "reads them in fit, step, evaluate, predict, without validation_split, input_scale, augment or NoiseScale"
         )
 
 
 def is_foreign(value: Any) -> bool:
-    """Whether this is a tensor or array of another library, to be looked at as it lies."""
-    return hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray)
+    """Whether this is a tensor or array of another library in the CPU's memory, to be looked at as it lies."""
+    return hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray) and not is_on_device(value)
 
 
 def _of_table(table: Any, where: str) -> Array:

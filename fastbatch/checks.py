@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from . import ops
-from .arrays import NUMBERS, as_array, is_foreign
+from .arrays import NUMBERS, DeviceRows, as_array, is_foreign
 from .errors import ArgumentError, DataError, DTypeError, ShapeError, as_float
 
 __all__ = [
@@ -377,8 +377,11 @@ def _place(index: Sequence[int]) -> str:
 def check_finite(array: Array, where: str, given=None, dtype: str | None = None) -> None:
     """DataError when `array` holds NaN or Inf, or what becomes one in `dtype`; names the first place.
 
-    `given` is what `array` was converted from: a number too large for the dtype is reported as it was.
+    `given` is what `array` was converted from: a number too large for the dtype is reported as it was. Rows on a device
+    are not looked at.
     """
+    if isinstance(array, DeviceRows):
+        return
     index = first_nonfinite(array, dtype)
     if index is None:
         return

@@ -110,6 +110,11 @@ class Stage:
         return self.has_dense or self.norm is not None
 
     @property
+    def places(self) -> tuple[int | None, ...]:
+        """Where its parameters begin."""
+        return self.w, self.b, *(() if self.norm is None else (self.norm.gamma, self.norm.beta))
+
+    @property
     def has_dropout(self) -> bool:
         return self.threshold < 256
 

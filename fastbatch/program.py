@@ -6,8 +6,9 @@ A backend that is fast on its own offers a fused program; its contract is to equ
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from threading import RLock
 
 import numpy as np
@@ -52,7 +53,7 @@ class ComposedProgram:
         self._num_threads = num_threads
         self._steps = kernels.steps(plan, state, num_threads)
         self.lock = RLock()
-        self._pending: list[_Trace] | None = None
+        self._pending: Callable[[Array, Array], None] | None = None
         self._scale: Array | None = None
         self._shift: Array | None = None
         self.running: Array | None = None  # statistics that the next update makes those of the state
@@ -359,6 +360,7 @@ class ComposedProgram:
     ) -> Sums:
         x, y, weight = self._batch(feed, slice(0, feed.rows))
         if self._steps is not None and len(x):
+            self._pending = None  # its arena
             return self._steps.accumulate(Feed(x, y, weight, batch=len(x)), first_row, gradient, sums or Sums(), rows)
         if gradient is None:
             gradient = np.zeros(self.plan.num_parameters, self.plan.dtype)
@@ -373,24 +375,34 @@ class ComposedProgram:
         return piece if sums is None else sums + piece
 
     def forward(self, x: Array, first_row: int, training: bool) -> Array:
-        running = None
-        if training:
-            running = (self.state.buffers if self.running is None else self.running).copy()
-        outputs, traces = self._forward(self._inputs(x), first_row, training, running)
-        self._pending = traces if training else None
-        self.running = running if training else self.running
+        if not training:
+            outputs = np.empty((len(x), self.plan.outputs), self.plan.dtype)
+            self.predict(x, outputs)
+            return outputs
+        x = self._inputs(x)
+        running = (self.state.buffers if self.running is None else self.running).copy()
+        if self._steps is not None and len(x):
+            outputs = self._steps.forward(x, first_row, running)
+            self._pending = partial(self._steps.backward, x, first_row)
+        else:
+            outputs, traces = self._forward(x, first_row, True, running)
+            self._pending = partial(self._through, traces)
+        self.running = running
         return outputs
+
+    def _through(self, traces: list[_Trace], dz: Array, gradient: Array) -> None:
+        self._backward(dz, traces, gradient)
 
     def backward(self, dz: Array, gradient: Array) -> None:
         if self._pending is None:
             raise ArgumentError("backward: expected a forward(x, training=True) before it, got none")
-        traces, self._pending = self._pending, None
-        self._backward(dz, traces, gradient)
+        through, self._pending = self._pending, None
+        through(dz, gradient)
 
     def update(self, gradient: Array, scale: float, lr: float) -> None:
         running, self.running = self.running, None
         if self._steps is not None:
-            self._steps.update(gradient, scale, lr)
+            self._steps.update(gradient, scale, lr, running)
             return
         self._update(gradient, scale, lr, (Sums(), Sums()), running)
 
@@ -450,8 +462,11 @@ class ComposedProgram:
         return gradient, norm
 
     def predict(self, x: Array, out: Array) -> None:
+        steps = self._steps
+        if steps is not None and self._scale is None and steps.takes(x) and steps.predict(x, out):
+            return
         rows = self._inputs(x)
-        if self._steps is None or not self._steps.predict(rows, out):
+        if steps is None or not steps.predict(rows, out):
             out[...] = self._forward(rows, 0, training=False)[0]
 
     def fast_step(self, x: object, y: object, lr: float) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from . import ops
 from .plan import Plan
 
-__all__ = ["Backend", "Feed", "PerSample", "Program", "State", "Steps", "Sums"]
+__all__ = ["Backend", "Device", "Feed", "PerSample", "Program", "State", "Steps", "Sums"]
 
 Array = np.ndarray
 
@@ -300,11 +300,27 @@ class Steps(Protocol):
     ) -> Sums:
         """As :meth:`Program.accumulate`."""
 
-    def update(self, gradient: Array, scale: float, lr: float) -> None:
-        """As :meth:`Program.update`."""
+    def forward(self, x: Array, first_row: int, running: Array) -> Array:
+        """As :meth:`Program.forward` in training, of at least one row; moves `running`, a copy of the buffers."""
+
+    def backward(self, x: Array, first_row: int, dz: Array, gradient: Array) -> None:
+        """As :meth:`Program.backward`, behind a forward of the same `x` and `first_row`."""
+
+    def update(self, gradient: Array, scale: float, lr: float, running: Array | None) -> None:
+        """As :meth:`Program.update`; with it the buffers become `running`, where given."""
 
     def predict(self, x: Array, out: Array) -> bool:
         """As :meth:`Program.predict`; False where that is left to composition."""
+
+
+class Device(Protocol):
+    """A backend with memory of its own, in which arguments may lie."""
+
+    def seen(self, value: Any, where: str) -> Any:
+        """The same numbers with ``__cuda_array_interface__``, not copied; DTypeError where that cannot be."""
+
+    def fetched(self, value: Any, where: str) -> Array:
+        """A copy in the memory of the CPU."""
 
 
 class Backend(Protocol):

@@ -114,7 +114,7 @@ def install() -> None:
     cuda.jit = lambda function=None, device=False, **rest: (
         of_device(function, device=device, **rest) if device or function is None else Launched(function)
     )
-    dispatcher.get_current_device = lambda: DEVICE
+    dispatcher.get_current_device = cuda.get_current_device = lambda: DEVICE
     cuda.device_array = array
     cuda.to_device = lambda values, **_: np.array(values).view(Array)
     cuda.stream = lambda: python.SimpleNamespace(synchronize=lambda: None)
@@ -139,7 +139,8 @@ def nets(count: int):
         loss, name = losses[k % len(losses)], everything[k % len(everything)]
         small = fb.MLP([9, 64, 64, 4], activation=name, dtype=dtype)  # a kernel takes its rows through
         yield small, make_plan(small, loss, fb.Adam()), False
-        layers = [fb.Dense(300, name), fb.Dropout(0.3), fb.Activation(name), fb.Dense(7, name), fb.Dense(4)]
+        layers = [fb.Dense(300, name), fb.Dropout(0.3), fb.BatchNorm(ghost_size=70), fb.Activation(name), fb.Dense(7)]
+        layers += [fb.LayerNorm(), fb.Activation(name), fb.Dense(7, name), fb.Dense(4)]
         model = fb.Sequential(layers, input_size=9, dtype=dtype)
         yield model, make_plan(model, loss, optimizers[k % len(optimizers)](max_norm=1.0), max_norm=1.0), False
         if dtype == "float32":
@@ -149,18 +150,46 @@ def nets(count: int):
                 yield small, make_plan(small, loss, fb.Adam(), precision), True
 
 
+def own_nets():
+    """Of operations of one's own, with the functions of math and NumPy that have rules of their own on a device."""
+    import math
+
+    import fastbatch as fb
+    from fastbatch.plan import make_plan
+
+    def above(z, *, low=0.5):
+        return z if z > low else np.sqrt(np.abs(z)) + math.log1p(math.exp(-abs(z)))
+
+    @fb.activation
+    def own_activation(z):
+        return above(z) + np.square(np.tanh(z)) * np.power(np.fabs(z), 1.5) + np.clip(z, -1.0, 1.0) + np.sign(z)
+
+    @fb.loss
+    def own_loss(a, y):
+        return np.maximum(a - y, 0.5 * (y - a)) + np.log(np.exp(-abs(a - y)) + 1.0)
+
+    @fb.optimizer(slots=2, kept=0.9, constants=lambda lr, t, kept: (lr / (1.0 - kept**t), kept))
+    def own_optimizer(p, g, s, v, rate, kept):
+        s, v = kept * s + g, kept * v + g * g
+        return p - rate * s / (math.sqrt(v) + 1e-8), s, v
+
+    for sizes in ([9, 64, 64, 4], [9, 300, 7, 4]):
+        model = fb.MLP(sizes, activation="own_activation", dtype=REAL)
+        yield model, make_plan(model, own_loss(), own_optimizer(0.01)), False
+
+
 def main() -> None:
     install()
-    from fastbatch.backends.cuda import choice, memory, steps
+    from fastbatch.backends.cuda import choice, memory, own, steps
     from fastbatch.protocol import Feed, PerSample, State, Sums
 
-    for model, plan, tensor in nets(int(sys.argv[3])):
+    for model, plan, tensor in (*own_nets(), *nets(int(sys.argv[3]))):
         choice.trial = lambda *given, tensor=tensor: choice.Trial("" if tensor else "not this time", 2.0)
+        assert own.refusal(plan) is None
         for tiles in sys.argv[4].split(","):
             memory._FULL = 1 if tiles == "large" else 1 << 30
-            state = State(
-                model.parameters, np.zeros((plan.slots, model.num_parameters), REAL), np.zeros(1, np.int64), 1
-            )
+            slots, steps_made = np.zeros((plan.slots, model.num_parameters), REAL), np.zeros(1, np.int64)
+            state = State(model.parameters, slots, steps_made, 1, model.buffers)
             made = steps.Steps(plan, state)
             x = np.zeros((2500, 9), REAL)
             y = np.zeros((2500, 4), REAL)
@@ -169,11 +198,14 @@ def main() -> None:
             made.run(feed, 0, 1, np.ones(1), 0.0, Sums())
             if plan.loss.name == "cross_entropy":
                 made.run(Feed(x, np.zeros(2500, np.int64), batch=2100), 0, 1, np.ones(1), 0.0, Sums())
-            norms = np.zeros((3, 50))
-            asked = PerSample(input_norms=norms, delta_norms=norms.copy(), scale=np.ones(50, REAL))
+            norms = np.zeros((len(model.weights), 50))
+            asked = PerSample(
+                input_norms=norms, delta_norms=norms.copy(), norm_norms=norms[0].copy(), scale=np.ones(50, REAL)
+            )
             if model.layers[0].units == 64:
                 continue
             made.accumulate(Feed(x[:50], y[:50], batch=50), 0, np.zeros(model.num_parameters, REAL), Sums(), asked)
+            made.predict(x[:50], np.zeros((50, 4), REAL))
 
 
 if __name__ == "__main__":

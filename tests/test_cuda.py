@@ -101,7 +101,10 @@ def test_too_little_memory_is_an_error_with_numbers():
 # -- compilation -------------------------------------------------------------------------------------------------------
 
 # Kernels that compute in the network's type alone; in the others losses, totals and constants are doubles by design.
-IN_REAL = ("product", "values", "slopes", "dropped", "kept", "added", "scaled")
+IN_REAL = (
+    "product", "values", "slopes", "dropped", "kept", "added", "scaled",
+    "normal_row", "slope_row", "moments_of_parts", "still_column", "slopes_of_parts", "combined_slopes", "slope_column",
+)  # fmt: skip
 
 
 def check_compiled(capability: str, real: str, nets: int, tiles: str) -> int:
@@ -121,6 +124,9 @@ def check_compiled(capability: str, real: str, nets: int, tiles: str) -> int:
         "added",
         "kept",
         "stretch",
+        "normal_row",
+        "normal_column",
+        "still_column",
     ):
         assert any(part in name for name in names), part
     blocks: set[str] = set()

@@ -122,6 +122,30 @@ def test_streamed_rows_are_the_same_rows(monkeypatch):
     assert fitted("cuda")[0].tobytes() == whole[0].tobytes()
 
 
+@pytest.mark.parametrize("protocol", ["array interface", "DLPack"])
+def test_tensors_of_torch_are_read_where_they_lie(protocol):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("torch has no GPU here")
+    rng, found = rng_of("torch"), []
+    x, y = rng.standard_normal((500, 20)).astype(np.float32), rng.integers(0, 5, 500)
+    for here in (True, False):
+        trainer = fb.Trainer(fb.MLP([20, 300, 5], norm="batch", seed=1), "cross_entropy", backend="cuda", seed=2)
+        given = (x, y) if here else tuple(torch.tensor(a, device="cuda") for a in (x, y))
+        if protocol == "DLPack" and not here:
+            given = tuple(map(Lent, given))
+        trainer.fit(*given, batch_size=64, epochs=2, verbose=0)
+        found.append((trainer.model.parameters.tobytes(), trainer.predict(given[0]).tobytes()))
+    assert found[0] == found[1]
+
+
+class Lent:
+    """What has no other protocol than DLPack."""
+
+    def __init__(self, tensor) -> None:
+        self.__dlpack__, self.__dlpack_device__ = tensor.__dlpack__, tensor.__dlpack_device__
+
+
 def test_more_memory_than_there_is_is_an_error():
     total = cuda.current_context().get_memory_info().total
     rows = total // (4 * 4096)

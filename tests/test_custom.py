@@ -175,10 +175,10 @@ def test_what_numba_cannot_compile_is_said(backend):
 
 @pytest.mark.skipif("numba" not in SUBJECTS, reason="the numba backend is not available")
 def test_the_gist_of_a_message_keeps_its_letters():
-    from fastbatch.backends.scalars.compiled import _gist
+    from fastbatch.backends.scalars.compiled import gist
 
     assert (
-        _gist(TypeError("\x1b[1m\x1b[1mmissing a required argument: 'm'\x1b[0m")) == "missing a required argument: 'm'"
+        gist(TypeError("\x1b[1m\x1b[1mmissing a required argument: 'm'\x1b[0m")) == "missing a required argument: 'm'"
     )
 
 

@@ -97,7 +97,7 @@ def test_a_step_in_pieces_is_the_step(units, backend, limit):
         _fit(_trainer(**recipe, gradient_accumulation_steps=2), batch_size=64),
     ):
         _close(twin, whole, 1e-12)
-        if backend == "c":
+        if backend != "reference":
             assert_same_bits(twin.model.parameters, whole.model.parameters)
             assert_same_bits(twin.model.buffers, whole.model.buffers)
 

@@ -181,6 +181,61 @@ def test_inputs_that_have_to_be_converted(kind, monkeypatch):
     assert steps_of(x=others[kind] if kind in others else x.astype(kind)) == steps_of(x=x)
 
 
+# -- forward and backward ---------------------------------------------------------------------------------------------
+
+
+def _normed(threads=None):
+    layers = [
+        fb.Dense(24),
+        fb.BatchNorm(ghost_size=8),
+        fb.Activation("tanh"),
+        fb.Dense(16),
+        fb.LayerNorm(),
+        fb.Dense(3),
+    ]
+    return fb.Trainer(fb.Sequential(layers, input_size=5), "mse", backend="numba", num_threads=threads)
+
+
+def test_backward_on_more_threads_than_forward():
+    """It finds the memory that forward has reserved, for that many threads; bits are the same."""
+    x = rng_of("threads").standard_normal((40, 5)).astype(np.float32)
+    found = []
+    for count in (1, 4):
+        trainer = _normed()
+        with fb.set_num_threads(1, exact=True):
+            trainer.forward(x)
+        with fb.set_num_threads(count, exact=True):
+            trainer.backward(np.ones((40, 3), np.float32))
+        trainer.update()
+        found.append((trainer.model.parameters.copy(), trainer.model.buffers.copy()))
+    for got, expected in zip(found[1], found[0]):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_a_gradient_between_forward_and_backward_takes_their_memory():
+    model = _normed().model
+    plan = make_plan(model, ops.get_loss("mse"), ops.SGD())
+    state = State(model.parameters, np.empty((0, model.num_parameters), "f"), np.zeros(1, np.int64), 0, model.buffers)
+    program = program_of("numba", plan, state)
+    x = np.ones((16, 5), np.float32)
+    gradient = np.zeros_like(state.parameters)
+    program.forward(x, 0, training=True)
+    program.accumulate(Feed(x, np.ones((16, 3), np.float32), batch=16), 0, gradient)
+    with pytest.raises(fb.ArgumentError, match="expected a forward"):
+        program.backward(np.ones((16, 3), np.float32), gradient)
+
+
+def test_statistics_of_a_step_that_failed_do_not_enter_the_next():
+    x = rng_of("failed").standard_normal((32, 5)).astype(np.float32)
+    y = np.zeros((32, 3), np.float32)
+    one, other = _normed(), _normed()
+    with pytest.raises(fb.DivergenceError):
+        one.step(x, y + np.float32(3e38))
+    for trainer in (one, other):
+        trainer.step(x, y)
+    np.testing.assert_array_equal(one.model.buffers, other.model.buffers)
+
+
 # -- compilation -------------------------------------------------------------------------------------------------------
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from .. import checks, ops
-from ..arrays import DeviceRows
+from ..arrays import DeviceRows, is_on_device
 from ..data.scaling import standardization
 from ..data.splits import validation_split as split_rows
 from ..errors import ArgumentError, BusyError, DataError, ShapeError, did_you_mean
 from ..model import Sequential
-from ..protocol import Feed, Lock
+from ..protocol import Device, Feed, Lock
 from .callbacks import Callback, bar_for
 
 __all__ = [
@@ -76,7 +76,12 @@ class Data:
         return Data(self.x[rows], self.y[rows], None if self.weight is None else self.weight[rows])
 
 
-def inputs_of(model: Sequential, x, where: str = "x", empty: bool = False) -> Array:
+def inputs_of(model: Sequential, x, where: str = "x", empty: bool = False, device: Device | None = None) -> Array:
+    if device is not None and is_on_device(x):
+        rows: Any = DeviceRows(device.seen(x, where), where)
+        if rows.shape[1] != model.input_size:
+            raise ShapeError(f"{where}: expected shape (n, {model.input_size}) on the device, got {rows.shape}")
+        return rows
     return checks.as_rows(x, model.input_size, model.dtype, where, model.first_dense, empty)
 
 
@@ -87,15 +92,16 @@ def data_of(
     y,
     weight,
     names: tuple[str, str, str] = ("x", "y", "sample_weight"),
-    on_device: bool = False,
+    device: Device | None = None,
 ) -> Data:
-    """`on_device` says that x may lie in the memory of a GPU."""
-    if on_device and hasattr(x, "__cuda_array_interface__"):
-        inputs: Any = DeviceRows(x, names[0])
-        if not len(inputs) or inputs.shape[1] != model.input_size:
-            raise ShapeError(f"{names[0]}: expected shape (n, {model.input_size}) on the device, got {inputs.shape}")
-    else:
-        inputs = inputs_of(model, x, names[0])
+    """Arguments may lie on `device`: x stays there, y and weights are looked at here, and so are copied."""
+    inputs = inputs_of(model, x, names[0], device=device)
+    if device is not None and not len(inputs):
+        raise ShapeError(f"{names[0]}: expected at least 1 row, got shape {inputs.shape}")
+    y, weight = (
+        device.fetched(given, where) if device is not None and is_on_device(given) else given
+        for given, where in zip((y, weight), names[1:])
+    )
     targets = checks.as_targets(y, loss, len(inputs), model.output_size, model.dtype, names[1])
     return Data(inputs, *checks.leave_out(targets, checks.as_weight(weight, len(inputs), names[2]), loss))
 
@@ -145,13 +151,13 @@ def fit_data(
     validation_split: float,
     class_weight: dict[int, float] | str | None,
     check_finite: bool,
-    on_device: bool = False,
+    device: Device | None = None,
 ) -> FitData:
     """The data of :meth:`fastbatch.Trainer.fit`, checked and split; rows on a device are not looked at."""
-    given = data_of(model, loss, X, y, sample_weight, ("X", "y", "sample_weight"), on_device)
+    given = data_of(model, loss, X, y, sample_weight, ("X", "y", "sample_weight"), device)
     data = FitData(given, len(given.x), None)
     if validation_data is not None:
-        data.validation = _validation(model, loss, validation_data, validation_split)
+        data.validation = _validation(model, loss, validation_data, validation_split, device)
     if validation_split:
         labels = checks.labels_of(given.y, loss)
         data.rows, held_out = split_rows(given.y if labels is None else labels, validation_split, seed)
@@ -164,8 +170,7 @@ def fit_data(
         if data.validation is not None:
             data.validation.weigh(checks.class_factors(table, data.validation.y, loss, "validation y"))
     if check_finite:
-        if not isinstance(given.x, DeviceRows):
-            checks.check_finite(given.x, "X", X, model.dtype)
+        checks.check_finite(given.x, "X", X, model.dtype)
         checks.check_finite(given.y, "y", y)
         checks.check_finite(model.parameters, "model.parameters")
         if data.validation is not None:
@@ -248,14 +253,14 @@ def check_same(expected: Fingerprint, data: FitData, dtype: str) -> None:
         raise DataError(f"resume: expected the {name} of the interrupted fit, {words[0]}, got {words[1]}")
 
 
-def _validation(model: Sequential, loss: ops.Loss, value, share: float) -> Data:
+def _validation(model: Sequential, loss: ops.Loss, value, share: float, device: Device | None) -> Data:
     if share:
         raise ArgumentError("fit: expected validation_data or validation_split, got both")
     if not isinstance(value, (tuple, list)) or len(value) not in (2, 3):
         got = f"{len(value)} values" if isinstance(value, (tuple, list)) else type(value).__name__
         raise ArgumentError(f"validation_data: expected (X, y) or (X, y, sample_weight), got {got}")
     x, y, weight = value if len(value) == 3 else (*value, None)
-    return data_of(model, loss, x, y, weight, ("validation X", "validation y", "validation sample_weight"))
+    return data_of(model, loss, x, y, weight, ("validation X", "validation y", "validation sample_weight"), device)
 
 
 def hooks_of(callbacks: Sequence[Callback], verbose: int | str) -> list[Callback]:

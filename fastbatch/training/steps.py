@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from .. import checks, ops
+from ..backends import get as get_backend
 from ..errors import ArgumentError, DivergenceError, ShapeError, named_keywords
 from ..model import Sequential
 from ..plan import Plan, check_micro_batch
 from ..program import gradient_norms
-from ..protocol import Feed, Program, Sums
+from ..protocol import Device, Feed, Program, Sums
 from .door import Data, Exclusive, data_of, inputs_of
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Steps:
     model: Sequential
     loss: ops.Loss
     optimizer: ops.Optimizer
+    backend: str
     _lr_factor: float
     _plan: Plan
     _program: Program
@@ -49,6 +51,11 @@ class Steps:
     @_running.setter
     def _running(self, value: Array | None) -> None:
         self._program.running = value
+
+    @property
+    def _device(self) -> Device | None:
+        """Where arguments may lie instead of the CPU's memory."""
+        return cast("Device", get_backend("cuda")) if self.backend == "cuda" else None
 
     def _rate(self, t: int) -> float:
         """Learning rate of update `t`, counted from 0."""
@@ -87,7 +94,7 @@ class Steps:
             if loss is not None:
                 return loss
         with self._busy:
-            data = self._data(x, y, sample_weight)
+            data = data_of(self.model, self.loss, x, y, sample_weight, device=self._device)
             feed = Feed(data.x, data.y, data.weight, batch=len(data.x))
             self.model.loss = self.loss
             self._forward_shape = None

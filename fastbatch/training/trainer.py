@@ -192,7 +192,8 @@ class Trainer(Attributes):
         ----------
         X : (n, I) array_like
             Any real or integer dtype, in any layout, also read-only or mapped from a file: gathered and converted batch
-            by batch. Only another byte order, float128 and misaligned elements are converted as a whole.
+            by batch. Only another byte order, float128 and misaligned elements are converted as a whole. With backend
+            "cuda" X, y and weights may lie in the device's memory (docs/backends.md).
         y : array_like
             Labels (n,), distributions (n, O), or values (n, O); (n,) and (n, 1) are the same where O = 1.
         batch_size : int, "full", "noise", Grow, NoiseScale, dict or callable, default 32
@@ -258,7 +259,7 @@ class Trainer(Attributes):
                 micro_batch_size, max_steps, max_time, augment, sampling,
             )  # fmt: skip
             given = self.model, self.loss, self.seed, X, y, sample_weight, validation_data
-            data = fit_data(*given, **settings.of_data, on_device=self.backend == "cuda")
+            data = fit_data(*given, **settings.of_data, device=self._device)
             if self._fit is not None and self._fit.running:
                 raise ArgumentError(
                     "fit: expected a fit that has ended, got one that is running: its callbacks may step"
@@ -331,7 +332,7 @@ class Trainer(Attributes):
                 return self._fit.history
             settings = self._fit.settings
             given = self.model, self.loss, self.seed, X, y, sample_weight, validation_data
-            data = fit_data(*given, **settings.of_data, on_device=self.backend == "cuda")
+            data = fit_data(*given, **settings.of_data, device=self._device)
             data.cumulative = sampling_of(self.model, self.loss, data, settings.sampling, settings.shuffle)
             self._fit.check(self, data)
             return self._fit.run(self, data, hooks_of(callbacks, verbose))
@@ -414,7 +415,7 @@ class Trainer(Attributes):
         ShapeError, DTypeError, DataError, BusyError
         """
         with self._busy:
-            data = data_of(self.model, self.loss, X, y, sample_weight, ("X", "y", "sample_weight"))
+            data = data_of(self.model, self.loss, X, y, sample_weight, ("X", "y", "sample_weight"), self._device)
             return evaluate(self, data)
 
     @named_keywords
@@ -439,4 +440,4 @@ class Trainer(Attributes):
             outputs = self._program.fast_predict(checks.as_array(X, "X"))
         if outputs is not None:
             return outputs
-        return predict_rows(self._program, inputs_of(self.model, X, "X", empty=True), self.model)
+        return predict_rows(self._program, inputs_of(self.model, X, "X", True, self._device), self.model)

@@ -6,7 +6,7 @@ from ...errors import BackendError
 from ...plan import Plan
 from ...protocol import Program, State
 from .. import scalars
-from . import choice, kernels, shim, shuffle
+from . import choice, kernels, own, shim, shuffle
 from .steps import Steps
 
 __all__ = ["Cuda"]
@@ -26,24 +26,16 @@ class Cuda:
     def supports(self, plan: Plan) -> str | None:
         where = "fastbatch/backends/scalars"
         for stage in plan.stages:
-            if stage.norm is not None:
-                return "LayerNorm and BatchNorm have no kernels for the device; backend 'c' has them"
             if stage.activation.formula is None and stage.activation.name not in scalars.ACTIVATIONS:
                 return f"activation {stage.activation.name!r} has no row in {where}/activations.py"
         if plan.loss.formula is None and plan.loss.name not in {*scalars.ELEMENT_LOSSES, *scalars.ROW_LOSSES}:
             return f"loss {plan.loss.name!r} has no row in {where}/losses.py"
         if plan.optimizer.formula is None and plan.optimizer.rule not in scalars.OPTIMIZERS:
             return f"optimizer rule {plan.optimizer.rule!r} has no row in {where}/optimizers.py"
-        if plan.sums_objective:
-            return "the objective of semantics='sklearn' has no kernel for the device; backend 'c' has one"
-        for formula in (
-            *(stage.activation.formula for stage in plan.stages),
-            plan.loss.formula,
-            plan.optimizer.formula,
-        ):
-            if formula is not None:
-                return f"{formula.name!r} is compiled for the CPU; backends 'c' and 'numba' run it"
-        return choice.bf16_refusal(plan) if plan.precision == "bf16" else None
+        reason = own.refusal(plan)
+        if reason is None and plan.precision == "bf16":
+            reason = choice.bf16_refusal(plan)
+        return reason
 
     @property
     def tensor_cores(self) -> str:
@@ -55,6 +47,8 @@ class Cuda:
     loss = staticmethod(kernels.loss)
     update = staticmethod(kernels.update)
     permutation = staticmethod(shuffle.permutation)
+    seen = staticmethod(shim.seen)
+    fetched = staticmethod(shim.fetched)
 
     def program(self, plan: Plan, state: State, num_threads: int | None) -> Program | None:
         return None

@@ -10,6 +10,7 @@ from ... import ops
 from ...plan import Plan, Stage
 from ...protocol import Sums
 from . import tiles
+from .layout import device_plan
 from .memory import Memory, Rows
 from .shim import cuda
 
@@ -26,7 +27,7 @@ def _layer(x: Array, outputs: int, bias: bool, activation: ops.Activation) -> Me
     below = Stage(inputs, inputs, None, None, _IDENTITY, 256, 0, False)
     layer = Stage(inputs, outputs, 0, inputs * outputs if bias else None, activation, 256, 0, True)
     plan = Plan((below, layer), x.dtype.name, ops.get_loss("mse"), ops.SGD(), (inputs + bias) * outputs)
-    memory = Memory(plan, len(x))
+    memory = Memory(device_plan(plan), len(x))
     memory.begin(total=len(x), batch=len(x), piece=len(x))
     memory.put(int(memory.layout.stages[1]["x"]), x)
     return memory
@@ -39,7 +40,7 @@ def dense_forward(x: Array, w: Array, b: Array | None, activation: ops.Activatio
     memory.put(0, w)
     if b is not None:
         memory.put(w.size, b)
-    for row, to in ((_IDENTITY, z), (activation, a)):
+    for row, to in ((_IDENTITY, z), (memory.plan.stages[1].activation, a)):
         if to is not None:
             run, tile = memory.product(tiles.FORWARD, 1, row.name, *a.shape)
             run[tile.grid(*a.shape), tile.threads](memory.frame, memory.stages, memory.m, 1, 0, False, False)

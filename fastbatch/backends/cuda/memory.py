@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from ...plan import Plan
+from ...plan import Norm, Plan
 from ...protocol import PerSample
 from .. import scalars
-from . import choice, passes, tiles, updates
+from . import batch_norms, choice, norms, own, passes, tiles, updates
 from .layout import layout_of
 from .passes import LANES, LOSS_ROWS
 from .shim import SIMULATED, cuda, guarded
@@ -22,8 +21,8 @@ from .updates import BLOCKS, THREADS
 __all__ = ["Memory", "Rows"]
 
 _COUNTED = (
-    "total", "base", "shift", "batch", "piece", "first_row", "index", "made", "judged", "status", "bad", "loss_before",
-    "weight_before", "loss", "weight", "scale", "sum_loss", "sum_weight", "sum_norm", "value",
+    "total", "base", "shift", "batch", "piece", "first_row", "index", "made", "judged", "status", "bad", "moves",
+    "loss_before", "weight_before", "loss", "weight", "scale", "sum_loss", "sum_weight", "sum_norm", "value",
 )  # fmt: skip
 
 Array = np.ndarray
@@ -63,9 +62,10 @@ class Memory:
     """
 
     def __init__(self, plan: Plan, rows: int, rates: int = 1, training: bool = True) -> None:
-        self.plan, self.rows, self.rates = plan, rows, rates
+        self.plan, self.rows, self.rates, self.training = plan, rows, rates, training
         dtype, n = np.dtype(plan.dtype), plan.num_parameters
         self._arithmetic = [choice.arithmetic(plan, stage) for stage in plan.stages]
+        self._loss, self._rule = own.loss(plan.loss, plan.dtype), own.optimizer(plan.optimizer, plan.dtype)
         stretches = -(-rows // TILE_ROWS)
         blocks = sum(-(-s.inputs // SMALL.rows) * -(-s.outputs // SMALL.columns) for s in plan.stages if s.has_dense)
         fits = training and stretches <= max(1, _PARTIAL // max(n, 1))
@@ -161,10 +161,51 @@ class Memory:
             if stage.has_dense:
                 run, tile = self.product(tiles.FORWARD, i, name, self.rows, stage.outputs)
                 run[tile.grid(self.rows, stage.outputs), tile.threads, queue](*given, False, False)
+            elif stage.norm is not None:
+                self._normalise(i, stage.norm, at, queue)
             else:
                 passes.activate(dtype, name)[self._flat(elements, queue)](*given)
             if stage.has_dropout:
                 passes.drop(dtype, "a", "out", "identity")[self._flat(elements // 16, queue)](*given)
+
+    def _lines(self, queue: Any) -> tuple:
+        """A line of lanes for each row."""
+        return max(1, min(_MOST_BLOCKS, -(-self.rows // LOSS_ROWS))), (LANES, LOSS_ROWS), queue
+
+    def _columns(self, i: int, norm: Norm, queue: Any) -> tuple:
+        """A block for some columns of each part of the rows."""
+        _, parts = norms.parts_of(norm.ghost_size, self.rows)
+        across = -(-self.plan.stages[i].outputs // LANES)
+        return (min(_MOST_BLOCKS, across), max(1, min(_MOST_BLOCKS, parts))), (LANES, LOSS_ROWS), queue
+
+    def _normalise(self, i: int, norm: Norm, at: int, queue: Any) -> None:
+        dtype, stage = self.plan.dtype, self.plan.stages[i]
+        name, given = stage.activation.name, (self.frame, self.stages, self.m, i, at)
+        flat = self._flat(self.rows * stage.outputs, queue)
+        if not norm.over_rows:
+            norms.normal_rows(dtype, name)[self._lines(queue)](*given)
+        elif self.training:
+            batch_norms.moments(dtype)[self._columns(i, norm, queue)](*given)
+            batch_norms.combine_moments(dtype)[flat](*given)
+            batch_norms.normal_columns(dtype, name)[flat](*given)
+        else:
+            batch_norms.still_columns(dtype, name)[flat](*given)
+
+    def _through_norm(self, i: int, norm: Norm, at: int, queue: Any) -> None:
+        """The gradient of what the norm of stage i read, from that of what it made."""
+        dtype, given = self.plan.dtype, (self.frame, self.stages, self.m, i, at)
+        if not norm.over_rows:
+            norms.slope_rows(dtype)[self._lines(queue)](*given)
+            return
+        flat = self._flat(self.rows * self.plan.stages[i].outputs, queue)
+        norms.slope_parts(dtype, True)[self._columns(i, norm, queue)](*given)
+        batch_norms.combine_slopes(dtype)[flat](*given)
+        batch_norms.slope_columns(dtype)[flat](*given)
+
+    def _norm_gradient(self, i: int, norm: Norm, at: int, add: bool, queue: Any) -> None:
+        dtype, given = self.plan.dtype, (self.frame, self.stages, self.m, i, at)
+        norms.slope_parts(dtype, norm.over_rows)[self._columns(i, norm, queue)](*given)
+        norms.add_gradient(dtype)[self._flat(2 * self.plan.stages[i].outputs, queue)](*given, add)
 
     def gradients_of_stretches(self, rows: Rows, at: int, add: bool, queue: Any) -> None:
         """Everything up to the gradient, by blocks that each take a stretch of rows through."""
@@ -172,7 +213,7 @@ class Memory:
         hidden, last = plan.stages[0].activation.name, plan.stages[-1].activation.name
         arithmetic = next((name for name in self._arithmetic if name != FMA), FMA)
         narrow = choice.least(arithmetic)
-        run = stretches(plan.dtype, hidden, last, plan.loss.name, *rows.variant(), arithmetic, narrow)
+        run = stretches(plan.dtype, hidden, last, self._loss, *rows.variant(), arithmetic, narrow)
         run[-(-self.rows // TILE_ROWS), tiles_for(arithmetic)[1].threads, queue](
             self.frame, self.stages, self.m, self.d, *given, self.units, at
         )
@@ -182,9 +223,8 @@ class Memory:
 
     def losses(self, at: int, queue: Any) -> None:
         """Losses of a piece, and the gradient of their sum with respect to the outputs."""
-        loss, labelled = self.plan.loss, self.labelled
         grid = max(1, min(_MOST_BLOCKS, -(-self.rows // LOSS_ROWS)))
-        run = passes.losses(self.plan.dtype, loss.name, labelled)
+        run = passes.losses(self.plan.dtype, self._loss, self.labelled)
         run[grid, (LANES, LOSS_ROWS), queue](self.frame, self.stages, self.m, self.d, at)
         updates.tally()[1, THREADS, queue](self.frame, self.d, at)
 
@@ -206,6 +246,8 @@ class Memory:
                 name = plan.stages[i - 1].activation.name if fused else "identity"
                 run, tile = self.product(tiles.INPUT, i, name, self.rows, stage.inputs)
                 run[tile.grid(self.rows, stage.inputs), tile.threads, queue](*given, False, False)
+            elif stage.norm is not None:
+                self._through_norm(i, stage.norm, at, queue)
 
     def delta(self, i: int, at: int, queue: Any) -> None:
         """dz of stage i from the gradient of what it hands up."""
@@ -221,6 +263,8 @@ class Memory:
         dtype = self.plan.dtype
         for i in range(lowest, len(self.plan.stages)):
             stage = self.plan.stages[i]
+            if stage.norm is not None:
+                self._norm_gradient(i, stage.norm, at, add, queue)
             if stage.w is None:
                 continue
             height, width = stage.inputs, stage.outputs
@@ -240,10 +284,13 @@ class Memory:
         grid = BLOCKS, max(len(self.plan.segments), 1)
         updates.inspect(self.plan.dtype)[grid, THREADS, queue](self.frame, self.segments, self.m, self.d)
         self.move(queue)
+        count = int(self.host[0]["buffer_count"])
+        if count:
+            batch_norms.keep_running(self.plan.dtype)[self._flat(count, queue)](self.frame, self.m)
 
     def move(self, queue: Any) -> None:
         """The update without a look at the gradient."""
-        plan, rule = self.plan, self.plan.optimizer.rule
+        plan, rule = self.plan, self._rule
         dtype, shared = plan.dtype, ((BLOCKS, max(len(plan.segments), 1)), THREADS, queue)
         numbers = self.frame, self.segments, self.m, self.d
         updates.decide(rule)[1, 1, queue](self.frame, self.segments, self.d, self.lrs, self.units)
@@ -258,6 +305,13 @@ class Memory:
 
     def per_sample(self, lowest: int, rows: PerSample, queue: Any) -> None:
         """Norms of each row's inputs and deltas; then the rows' factors of the gradient, of which deltas are done."""
+        if rows.norm_norms is not None:
+            found = cuda.to_device(np.zeros(self.rows))
+            for i, stage in enumerate(self.plan.stages):
+                if stage.norm is not None:
+                    run = norms.row_squares(self.plan.dtype)
+                    run[self._flat(self.rows, queue)](self.frame, self.stages, self.m, i, found)
+            rows.norm_norms[...] = found.copy_to_host()[: rows.norm_norms.size]
         stages = [i for i, stage in enumerate(self.plan.stages) if stage.has_dense]
         if rows.input_norms is not None or rows.delta_norms is not None:
             inputs, deltas = (cuda.to_device(np.zeros((len(stages), self.rows))) for _ in range(2))
@@ -269,13 +323,11 @@ class Memory:
                     asked[...] = found.copy_to_host()[:, : asked.shape[1]]
         if rows.scale is not None:
             scale = cuda.to_device(np.ascontiguousarray(rows.scale))
-            for i in _first_of(stages, lowest):
+            for i in range(lowest, len(self.plan.stages)):
+                if not self.plan.stages[i].is_trained:
+                    continue
                 run = passes.scale_rows(self.plan.dtype)
                 run[self._flat(self.rows, queue)](self.frame, self.stages, self.m, i, scale)
-
-
-def _first_of(stages: Iterable[int], lowest: int) -> list[int]:
-    return [i for i in stages if i >= lowest]
 
 
 def _output_weights(plan: Plan) -> Array:

@@ -17,12 +17,12 @@ from numba import cuda
 from numba.cuda import types
 from numba.cuda.core import config
 
-from ...errors import BackendError
+from ...errors import BackendError, DTypeError
 
 __all__ = [
-    "SIMULATED", "Graph", "as_device", "capability", "cuda", "described",
-    "event", "free_bytes", "guarded", "inner", "instruction", "is_on_device", "kernel",
-    "missing", "stream",
+    "SIMULATED", "Graph", "as_device", "capability", "compiles", "cuda", "described",
+    "event", "fetched", "free_bytes", "guarded", "inner", "instruction", "is_on_device", "kernel",
+    "missing", "seen", "stream",
 ]  # fmt: skip
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
@@ -80,6 +80,14 @@ def capability() -> tuple[int, int]:
     return major, minor
 
 
+def compiles(function: Any, *samples: Any) -> None:
+    """Compile what `inner` has made for the device and arguments like these, and keep nothing: for the error."""
+    from numba.cuda.typing import typeof
+
+    target = cuda.get_current_device().compute_capability
+    cuda.compile_ptx(function.py_func, tuple(map(typeof.typeof, samples)), device=True, cc=target)
+
+
 def missing() -> str | None:
     """None, or what keeps kernels from running here and what to do about it."""
     if SIMULATED:
@@ -123,6 +131,36 @@ def is_on_device(array: Any) -> bool:
 def as_device(array: Any) -> Any:
     """The numbers of such an array as kernels take them: no copy."""
     return array if isinstance(array, _SIMULATED_ARRAY) else cuda.as_cuda_array(array)
+
+
+class _Seen:
+    """What is lent by DLPack, for as long as this lives."""
+
+    def __init__(self, view: Any) -> None:
+        self._view, size = view, view.dtype.itemsize
+        strides = None if view.strides is None else tuple(step * size for step in view.strides)
+        self.__cuda_array_interface__ = {
+            "version": 3, "shape": tuple(view.shape), "strides": strides, "typestr": view.dtype.str,
+            "data": (view.ptr, view.readonly),
+        }  # fmt: skip
+
+
+def seen(value: Any, where: str) -> Any:
+    """See :meth:`fastbatch.protocol.Device.seen`."""
+    try:
+        if hasattr(value, "__cuda_array_interface__"):
+            return value
+        from cuda.core.utils import StridedMemoryView
+
+        # 1 is the default queue, for which those of this backend wait
+        return _Seen(StridedMemoryView.from_dlpack(value, stream_ptr=1))
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        raise DTypeError(f"{where}: expected what kernels can look at, got {type(value).__name__}: {error}") from error
+
+
+def fetched(value: Any, where: str) -> np.ndarray:
+    """See :meth:`fastbatch.protocol.Device.fetched`."""
+    return as_device(seen(value, where)).copy_to_host()
 
 
 def stream() -> Any:

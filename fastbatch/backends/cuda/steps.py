@@ -18,7 +18,7 @@ from ...checks import weight_unit
 from ...errors import DivergenceError
 from ...plan import Plan
 from ...protocol import Feed, PerSample, State, Sums
-from .layout import inference_plan
+from .layout import device_plan, inference_plan
 from .memory import Memory, Rows
 from .shim import SIMULATED, Graph, as_device, cuda, free_bytes, is_on_device, stream
 from .streaming import streamed
@@ -44,7 +44,8 @@ class Steps:
     tile_rows = TILE_ROWS
 
     def __init__(self, plan: Plan, state: State) -> None:
-        self.plan, self.state = plan, state
+        self.plan = plan = device_plan(plan)
+        self.state = state
         self._lock = RLock()
         self._queue = stream()
         self._memory: Memory | None = None
@@ -54,7 +55,9 @@ class Steps:
         self._graph: tuple[tuple[object, ...], Graph] | None = None
         self._pace: float | None = None  # seconds of a step
         updated = [range(s.begin, s.end) for s in plan.segments]
-        self._trained = [any(at in part for part in updated for at in (stage.w, stage.b)) for stage in plan.stages]
+        self._trained = [any(at in part for part in updated for at in stage.places) for stage in plan.stages]
+        trained = (i for i, stage in enumerate(plan.stages) if stage.is_trained)
+        self._first_trained = next(trained, len(plan.stages))
 
     # -- memory --------------------------------------------------------------------------------------------------------
 
@@ -71,8 +74,11 @@ class Steps:
     def _upload(self, memory: Memory) -> None:
         memory.put(0, self.state.parameters, self._queue)
         memory.put("slots", self.state.slots, self._queue)
+        memory.put("buffers", self.state.buffers, self._queue)
 
-    def _commit(self, memory: Memory, made: int, sums: Sums | None, totals: Array | None) -> None:
+    def _commit(
+        self, memory: Memory, made: int, sums: Sums | None, totals: Array | None, running: Array | None = None
+    ) -> None:
         """Everything that `made` updates have changed, at once as far as Ctrl-C is concerned."""
         state = self.state
         writes = [(state.parameters, memory.fetch(0, state.parameters.shape, self._queue))]
@@ -81,6 +87,8 @@ class Steps:
         writes.append((state.steps, state.steps + made))
         if sums is not None and totals is not None:
             writes.append((sums.totals, totals))
+        if running is not None:
+            writes.append((state.buffers, running))
         try:
             _write(writes)
         except KeyboardInterrupt:  # between two of the writes: make all of them, then let it pass
@@ -143,6 +151,7 @@ class Steps:
             piece=feed.most,
             made=at,
             judged=1,
+            moves=1,
             sum_loss=loss,
             sum_weight=weight,
             sum_norm=norm,
@@ -166,7 +175,8 @@ class Steps:
             part = feed.outputs[first * batch : (first + made) * batch]
             start = first * batch * self.plan.outputs
             part[...] = kept[start : start + part.size].copy_to_host().reshape(part.shape)
-        self._commit(memory, made, sums, np.array([f["sum_loss"], f["sum_weight"], f["sum_norm"]]))
+        running = memory.fetch("buffers", self.state.buffers.shape, self._queue)
+        self._commit(memory, made, sums, np.array([f["sum_loss"], f["sum_weight"], f["sum_norm"]]), running)
         if f["status"] != OK:
             what = "loss" if f["status"] == BAD_LOSS else "gradient"
             raise DivergenceError.at(what, float(f["value"]), int(self.state.steps[0]))
@@ -265,7 +275,7 @@ class Steps:
                 made=int(self.state.steps[0]), loss_before=sums.loss, weight_before=sums.weight,
             )  # fmt: skip
             memory.units[:1].copy_to_device(np.ones(1), stream=queue)
-            lowest = next((i for i, stage in enumerate(self.plan.stages) if stage.is_trained), len(self.plan.stages))
+            lowest = self._first_trained
             memory.gather(self._rows(feed), 0, queue)
             memory.forward(0, queue)
             memory.losses(0, queue)
@@ -282,12 +292,42 @@ class Steps:
             for name, field in (("loss", "row_loss"), ("weight", "row_share")):
                 if getattr(asked, name) is not None:
                     getattr(asked, name)[...] = memory.doubles(field, feed.rows)
-            if asked.norm_norms is not None:
-                asked.norm_norms[...] = 0
             return Sums(float(f["loss"]), float(f["weight"]), sums.norm)
 
-    def update(self, gradient: Array, scale: float, lr: float) -> None:
-        """See :meth:`fastbatch.protocol.Program.update`."""
+    def forward(self, x: Array, first_row: int, running: Array) -> Array:
+        """See :meth:`fastbatch.protocol.Steps.forward`."""
+        with self._lock:
+            memory, queue = self._reserve(len(x)), self._queue
+            self._upload(memory)
+            memory.put("buffers", running, queue)
+            self._begin_pass(memory, len(x), first_row)
+            memory.gather(Rows(self._sent(x), None, None, None, None), 0, queue)
+            memory.forward(0, queue)
+            found = memory.fetch(int(memory.layout.stages[-1]["out"]), (len(x), self.plan.outputs), queue)
+            moved = memory.fetch("running", running.shape, queue)
+            queue.synchronize()
+            running[...] = moved
+            return found
+
+    def backward(self, x: Array, first_row: int, dz: Array, gradient: Array) -> None:
+        """See :meth:`fastbatch.protocol.Steps.backward`."""
+        with self._lock:
+            memory, queue = self._reserve(len(x)), self._queue
+            self._begin_pass(memory, len(x), first_row)
+            memory.put(int(memory.layout.stages[-1]["dy"]), np.asarray(dz, self.plan.dtype), queue)
+            memory.put("gradient", gradient, queue)
+            memory.backward(self._first_trained, 0, queue)
+            memory.gradients(self._first_trained, 0, True, queue)
+            found = memory.fetch("gradient", gradient.shape, queue)
+            queue.synchronize()
+            gradient[...] = found
+
+    def _begin_pass(self, memory: Memory, rows: int, first_row: int) -> None:
+        made = int(self.state.steps[0])
+        memory.begin(self._queue, total=rows, batch=rows, piece=rows, first_row=first_row, made=made, moves=1)
+
+    def update(self, gradient: Array, scale: float, lr: float, running: Array | None) -> None:
+        """See :meth:`fastbatch.protocol.Steps.update`."""
         with self._lock:
             memory, queue = self._reserve(1), self._queue
             self._upload(memory)
@@ -300,7 +340,7 @@ class Steps:
             queue.synchronize()
             if f["status"] != OK:
                 raise DivergenceError.at("gradient", float(np.abs(gradient).max()) * scale, int(self.state.steps[0]))
-            self._commit(memory, 1, None, None)
+            self._commit(memory, 1, None, None, running)
 
     # -- inference -----------------------------------------------------------------------------------------------------
 
@@ -313,6 +353,7 @@ class Steps:
                 self._inference = Memory(inference_plan(self.plan), most, training=False)
             memory, queue = self._inference, self._queue
             memory.put(0, self.state.parameters, queue)
+            memory.put("buffers", self.state.buffers, queue)
             for start in range(0, len(x), most or 1):
                 part = x[start : start + most]
                 memory.begin(queue, total=len(part), batch=len(part), piece=len(part))
@@ -329,8 +370,10 @@ def _place(array: Any) -> tuple[Any, ...]:
     """Which numbers of an object's an array is a view of."""
     if array is None:
         return ()
-    where = id(array) if is_on_device(array) else array.__array_interface__["data"]
-    return where, array.shape, array.strides, array.dtype
+    for interface in ("__array_interface__", "__cuda_array_interface__"):
+        if hasattr(array, interface):
+            return getattr(array, interface)["data"], array.shape, array.strides, array.dtype
+    return id(array), array.shape, array.strides, array.dtype
 
 
 def _identical(one: tuple[object, ...], other: tuple[object, ...]) -> bool:

@@ -89,7 +89,7 @@ def add_parts(dtype: str) -> Any:
 def inspect(dtype: str) -> Any:
     """``kernel(frame, segments, m, d)``: is every element finite, and the sum of squares of each block's.
 
-    Block x of those in a row y looks at segment y.
+    Block x of those in a row y looks at segment y. Where the objective has a penalty, squares of parameters are summed.
     """
     real = np.dtype(dtype).type
 
@@ -99,13 +99,15 @@ def inspect(dtype: str) -> Any:
             return
         parts = cuda.shared.array(THREADS, np.float64)
         scale = real(f["scale"])
-        t, bad, squares = cuda.threadIdx.x, False, 0.0
+        t, bad, squares, penalty = cuda.threadIdx.x, False, 0.0, 0.0
         for i in range(segment["begin"] + cuda.blockIdx.x * THREADS + t, segment["end"], BLOCKS * THREADS):
             g = m[f["gradient"] + i]
             if not math.isfinite(g * scale):
                 bad = True
             if f["max_norm"] > 0.0:
                 squares += float(g) * float(g)
+            if f["objective"] != 0:
+                penalty += float(m[i]) * float(m[i])
         if bad:
             frame[0]["bad"] = 1  # all who write here write the same
         if f["max_norm"] > 0.0:
@@ -116,6 +118,15 @@ def inspect(dtype: str) -> Any:
                 for k in range(THREADS):
                     squares += parts[k]
                 d[f["squares"] + cuda.blockIdx.y * BLOCKS + cuda.blockIdx.x] = squares
+            cuda.syncthreads()
+        if f["objective"] != 0:
+            parts[t] = penalty
+            cuda.syncthreads()
+            if t == 0:
+                penalty = 0.0
+                for k in range(THREADS):
+                    penalty += parts[k]
+                d[f["penalties"] + cuda.blockIdx.y * BLOCKS + cuda.blockIdx.x] = penalty
 
     return kernel(inspected)
 
@@ -154,8 +165,18 @@ def decide(rule: str) -> Any:
             for j in range(CONSTANTS):
                 d[f["constants"] + k * CONSTANTS + j] = constants[j]
         frame[0]["rate"], frame[0]["factor"] = lr, factor * f["scale"]
-        frame[0]["sum_loss"] = f["sum_loss"] + f["loss"] / unit
-        frame[0]["sum_weight"] = f["sum_weight"] + f["weight"] / unit
+        loss, weight = f["loss"] / unit, f["weight"] / unit
+        if f["objective"] != 0:  # scikit-learn's mean over an epoch: a step counts by its rows
+            rows = float(min(f["batch"], f["total"] - f["base"]))
+            for k in range(f["segments"]):
+                penalty = 0.0
+                for j in range(k * BLOCKS, (k + 1) * BLOCKS):
+                    penalty += d[f["penalties"] + j]
+                loss += segments[k]["penalty"] * penalty
+            loss = rows * (loss / weight) if weight > 0.0 else 0.0
+            weight = rows if weight > 0.0 else 0.0
+        frame[0]["sum_loss"] = f["sum_loss"] + loss
+        frame[0]["sum_weight"] = f["sum_weight"] + weight
         frame[0]["sum_norm"] = f["sum_norm"] + norm
         frame[0]["made"] = f["made"] + 1
         frame[0]["index"] = index + 1

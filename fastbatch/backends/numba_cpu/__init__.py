@@ -126,6 +126,5 @@ class Numba:
 
     def steps(self, plan: Plan, state: State, num_threads: int | None) -> Steps | None:
         """Fused steps; None for what is left to composition: right, but slower."""
-        composed = any(stage.norm is not None for stage in plan.stages)
-        composed |= plan.sums_objective or any(segment.optimizer.ahead for segment in plan.segments)
+        composed = plan.sums_objective or any(segment.optimizer.ahead for segment in plan.segments)
         return None if composed else Steps(plan, state, num_threads)

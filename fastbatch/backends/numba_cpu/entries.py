@@ -27,12 +27,15 @@ from .passes import (
     squares_of_step,
     sum_of,
 )
+from .tables import DELTAS, GRADIENTS, OUTPUTS, RUN, UPDATE
 from .tiles import affine, product, weight_gradient
-from .walk import GRADIENTS, RUN, UPDATE, walk
+from .walk import walk
 
-__all__ = ["BACKWARD", "FORWARD", "GRADIENTS", "LOSS", "MOVE", "RUN", "UPDATE", "of", "permute"]
+__all__ = [
+    "BACKWARD", "DELTAS", "FORWARD", "GRADIENTS", "LOSS", "MOVE", "OUTPUTS", "RUN", "UPDATE", "of", "permute",
+]  # fmt: skip
 
-FORWARD, BACKWARD, LOSS, MOVE = range(3, 7)
+FORWARD, BACKWARD, LOSS, MOVE = range(DELTAS + 1, DELTAS + 5)
 _CROSS_ENTROPY = LOSS_INDEX["cross_entropy"]
 _lock = threading.RLock()
 
@@ -105,7 +108,7 @@ def _functions(mark: str) -> tuple[Callable, Callable]:
     def call(verb, one, frame, stages, segments, numbers, values, t, threads):
         mark  # noqa: B018
         n, v, modes = pointer(numbers, 0), pointer(values, 0.0), flush_subnormals()
-        if verb <= UPDATE:
+        if verb <= DELTAS:
             walk(verb, one, frame, stages, segments, t, threads)
         elif verb == FORWARD:
             _forward(one, n)

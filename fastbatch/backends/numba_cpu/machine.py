@@ -24,7 +24,7 @@ from ..scalars.arithmetic import FEATURES
 
 __all__ = [
     "ONE", "ZERO", "apart", "arrive", "call_llvm", "entry", "flush_subnormals", "give_way", "inner", "look",
-    "magnitude_bits", "now", "plus", "pointer", "records", "restore_modes", "size_of", "sources", "switch",
+    "magnitude_bits", "merged", "now", "plus", "pointer", "records", "restore_modes", "size_of", "sources", "switch",
     "wait_for_all",
 ]  # fmt: skip
 
@@ -32,6 +32,8 @@ __all__ = [
 # into. Division by zero is infinity, not an exception.
 OPTIONS = {"error_model": "numpy", "nogil": True}
 inner = numba.njit(**OPTIONS)
+# Becomes part of its only caller: LLVM optimizes all that a function calls, to any depth, once for each level above it.
+merged = numba.njit(inline="always", **OPTIONS)
 
 
 def sources() -> str:

@@ -14,10 +14,11 @@ from ...plan import Plan
 from ...protocol import Feed, PerSample, State, Sums
 from .. import scalars
 from . import entries
+from .norms import STATISTICS
 from .own import activation_numbers, hyper_of, loss_number, rule_number
 from .passes import ACTIVATION_INDEX, LOSS_INDEX, NORMED, OPTIMIZER_INDEX
+from .tables import BAD_LOSS, BLOCK, FRAME, LINE, OK, SAYS, SEGMENT
 from .tiles import PANEL
-from .walk import BAD_LOSS, BLOCK, FRAME, LINE, OK, SAYS, SEGMENT
 
 __all__ = ["Steps", "address", "loss_constants"]
 
@@ -72,7 +73,9 @@ class Steps:
             hyper[: len(values)] = values
         self._blocks = sum(-(-(s.end - s.begin) // BLOCK) for s in plan.segments)
         updated = [range(s.begin, s.end) for s in plan.segments]
-        self._trained = [any(at in part for part in updated for at in (stage.w, stage.b)) for stage in plan.stages]
+        self._trained = [any(at in part for part in updated for at in stage.places) for stage in plan.stages]
+        trained = (i for i, stage in enumerate(plan.stages) if stage.is_trained)
+        self._first_trained = next(trained, len(plan.stages))
         self._wide = np.dtype(plan.dtype).itemsize // 4  # float64 takes twice as long
 
     def _count(self, rows: int) -> int:
@@ -86,7 +89,7 @@ class Steps:
             return
         plan, size, f = self.plan, np.dtype(self.plan.dtype).itemsize, self._frame[0]
         rows, count = max(rows, self._rows), max(count, self._threads)
-        arena = training_arena(plan, rows, activation_numbers(ACTIVATION_INDEX, plan), (0, 0, 0), (0, 1), 0, 0)
+        arena = training_arena(plan, rows, activation_numbers(ACTIVATION_INDEX, plan), (0, 0, 0), (0, 1), 0, STATISTICS)
         widest = max(max(stage.inputs, stage.outputs) for stage in plan.stages) + 64
         self._memory = {
             "arena": memory.zeros(arena.nbytes, np.uint8),
@@ -108,6 +111,8 @@ class Steps:
         f["row_loss"], f["row_weight"] = base + arena.row_loss, base + arena.row_weight
         f["row_share"], f["gradient"] = base + arena.row_share, base + arena.gradient
         self._own_gradient = f["gradient"]
+        f["buffers"], f["buffer_count"] = address(self.state.buffers), self.state.buffers.size
+        self._running = base + arena.running if self.state.buffers.size else 0
         lines = {"row_loss": arena.row_loss, "row_share": arena.row_share}
         self._rows_of = {name: self._memory["arena"][at : at + 8 * rows].view(np.float64) for name, at in lines.items()}
         f["parameters"], f["slots"] = address(self.state.parameters), address(self.state.slots)
@@ -163,6 +168,7 @@ class Steps:
         f["deadline"] = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(min(budget, 1e9) * 1e9)
         f["next"], f["status"], f["norm"], f["gradient"] = first, OK, 0.0, self._own_gradient
         f["first_row"] = f["weight_before"] = 0
+        f["moved"] = self._running
         f["lowest"] = self._trained.index(True) if any(self._trained) else len(self.plan.stages)
         self._walk(entries.RUN, count)
         if f["status"] != OK:
@@ -180,11 +186,11 @@ class Steps:
         f, total = self._frame[0], sums + Sums()
         f["sums"], f["first_row"], f["gradient"] = address(total.totals), first_row, address(gradient)
         f["first"], f["last"], f["loss_before"], f["weight_before"] = 0, 1, total.loss, total.weight
-        f["lowest"] = next((i for i, stage in enumerate(self.plan.stages) if stage.is_trained), len(self.plan.stages))
+        f["lowest"], f["moved"] = self._first_trained, 0
         asked, own = rows or PerSample(), {}
-        for name in ("input_norms", "delta_norms"):
+        for name in ("input_norms", "delta_norms", "norm_norms"):
             if getattr(asked, name) is not None:
-                own[name] = np.empty(getattr(asked, name).shape)
+                own[name] = np.zeros(getattr(asked, name).shape)
             f[name] = address(own.get(name))
         f["scales"] = address(asked.scale)
         self._walk(entries.GRADIENTS, count)
@@ -194,16 +200,35 @@ class Steps:
             if getattr(asked, name) is not None:
                 values = self._rows_of["row_share" if name == "weight" else "row_loss"]
                 getattr(asked, name)[...] = values[: feed.rows]
-        if asked.norm_norms is not None:
-            asked.norm_norms[...] = 0
         return total
 
-    def update(self, gradient: Array, scale: float, lr: float) -> None:
+    def _pass(self, verb: int, x: Array, first_row: int, y: Array | None, outputs: Array | None) -> None:
+        f, rows = self._frame[0], len(x)
+        self._feed(Feed(x, x if y is None else y, batch=rows, outputs=outputs))
+        f["y"] = address(y)
+        f["first"], f["last"], f["first_row"], f["lowest"] = 0, 1, first_row, self._first_trained
+        self._walk(verb, min(self._count(rows), self._threads))
+
+    def forward(self, x: Array, first_row: int, running: Array) -> Array:
+        """Outputs of a training pass over at least one row, which moves `running`; backward finds the rest here."""
+        self.reserve(len(x), self._count(len(x)))
+        outputs = np.empty((len(x), self.plan.outputs), self.plan.dtype)
+        self._frame[0]["moved"] = address(running) if running.size else 0
+        self._pass(entries.OUTPUTS, x, first_row, None, outputs)
+        return outputs
+
+    def backward(self, x: Array, first_row: int, dz: Array, gradient: Array) -> None:
+        """Adds to `gradient` what `dz` means for the parameters; `x` as in the forward just before."""
+        self._frame[0]["moved"], self._frame[0]["gradient"] = 0, address(gradient)
+        self._pass(entries.DELTAS, x, first_row, np.ascontiguousarray(dz, self.plan.dtype), None)
+
+    def update(self, gradient: Array, scale: float, lr: float, running: Array | None) -> None:
         """See :meth:`fastbatch.protocol.Program.update`."""
         self.reserve(1, 1)
         f, rate, unseen = self._frame[0], np.array([lr]), Sums()
         f["gradient"], f["status"], f["lrs"], f["sums"] = address(gradient), OK, address(rate), address(unseen.totals)
         f["first"], f["last"], f["scale"], f["piece"] = 0, 1, scale, 1
+        f["moved"] = 0 if running is None or not running.size else address(running)
         self._walk(entries.UPDATE, 1)
         if f["status"] != OK:
             raise DivergenceError.at("gradient", float(np.abs(gradient).max()) * scale, int(self.state.steps[0]))

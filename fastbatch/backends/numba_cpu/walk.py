@@ -1,4 +1,4 @@
-"""A step, as threads walk it: rows (gather, forward, loss, deltas), then parameters (gradient, look, update).
+"""A step, as threads walk it: rows (rows.py), then parameters (gradient, look, update).
 
 Threads share rows in the first part and parameters in the second, and meet in between. Every number that is summed is
 summed in an order that threads do not decide. Whether a step may update is known before anything is written.
@@ -10,261 +10,36 @@ import math
 
 import numpy as np
 
-from ...arena import STAGE_DTYPE
 from ..scalars import CONSTANTS, HYPERS
-from .machine import ONE, ZERO, inner, now, plus, pointer, records, size_of, wait_for_all
-from .passes import (
-    LOSS_INDEX,
-    activate,
-    constants_of,
-    copy,
-    cross_entropy,
-    dropout,
-    element_loss,
-    is_bad,
-    move,
-    pull,
-    scale_by_slope,
-    square_sum,
-    squares_of_step,
-    sum_of,
-)
-from .tiles import affine, product, weight_gradient
-
-__all__ = ["BLOCK", "FRAME", "GRADIENTS", "RUN", "SEGMENT", "UPDATE", "walk"]
-
-# What a program is, where its memory is (addresses), and how a call has ended.
-FRAME = np.dtype(
-    [
-        *((name, np.int64) for name in (
-            "parameters", "slots", "count", "steps", "seed", "arena", "y_copy", "row_loss", "row_weight", "row_share",
-            "gradient", "weights", "values", "zeros", "panels", "panel_bytes", "scratch", "hyper", "norms", "shared",
-            "stages", "segments", "lowest", "loss", "weighted", "labels", "x", "x_stride", "y", "y_stride", "weight",
-            "order", "rows", "batch", "piece", "outputs", "first_row", "first", "last", "lrs", "sums", "deadline",
-            "next", "status", "one", "input_norms", "delta_norms", "scales", "held",
-        )),
-        *((name, np.float64) for name in (
-            "g", "h", "parameter", "of_value", "of_slope", "max_norm", "clip_value", "norm", "value", "scale",
-            "loss_before", "weight_before",
-        )),
-    ]
+from .machine import ONE, ZERO, inner, merged, now, plus, pointer, size_of
+from .norms import norm_gradient
+from .passes import constants_of, copy, is_bad, move, pull, square_sum, squares_of_step
+from .rows import per_sample, prepare_rows, row_of
+from .tables import (
+    BAD_GRADIENT,
+    BAD_LOSS,
+    BLOCK,
+    DELTAS,
+    GRADIENTS,
+    LINE,
+    OK,
+    OUTPUTS,
+    RUN,
+    SAYS,
+    SPARE,
+    STOP,
+    TILE,
+    UPDATE,
+    frame_at,
+    input_of,
+    meet,
+    segment_at,
+    share_of,
+    stage_at,
 )  # fmt: skip
-SEGMENT = np.dtype(
-    [
-        *((name, np.int64) for name in ("begin", "end", "rule", "normed")),
-        *((name, np.float64) for name in ("l1", "lr_factor", "by_weight")),
-    ]
-)
-# Of a table's address and an index, the row
-frame_at, stage_at, segment_at = map(records, (FRAME, STAGE_DTYPE, SEGMENT))
-# Elements of a parameter that are worked on at a time: a gradient, three slots and they are 40 KiB of float32.
-BLOCK = 2048
-# Rows, of a batch or of weights, that are shared out together
-TILE = np.int64(8)
-# Words of `shared`: the counter of arrivals, then what each thread says, a cache line apart.
-COUNTER, STOP, SPARE, SAYS = 0, 16, 32, 64
-LINE = 16
-OK, BAD_LOSS, BAD_GRADIENT = 0, 1, 2
-RUN, GRADIENTS, UPDATE = 0, 1, 2
-_CROSS_ENTROPY = LOSS_INDEX["cross_entropy"]
+from .tiles import product, weight_gradient
 
-
-@inner
-def _share(n, unit, t, threads):
-    """Thread t's part of n things, in multiples of `unit`."""
-    if threads == 1:  # divisions are 10 to 20 ns each, and a step of one row has eight of them
-        return ZERO, n
-    units = (n + unit - 1) // unit
-    return min(n, units * t // threads * unit), min(n, units * (t + 1) // threads * unit)
-
-
-@inner
-def _meet(f, threads):
-    wait_for_all(pointer(f.shared, 0), threads)
-
-
-@inner
-def _input(one, f, stages, i, base, r):
-    """Where row r of stage i's input is, and the stride of its rows."""
-    size = size_of(one)
-    if i == 0 and f.order == 0:
-        return pointer(f.x + (base + r) * f.x_stride * size, one), f.x_stride
-    ld = stage_at(stages, i).x_ld
-    return pointer(f.arena + stage_at(stages, i).x + r * ld * size, one), ld
-
-
-# -- rows --------------------------------------------------------------------------------------------------------------
-
-
-@inner
-def _gather(one, f, stages, base, begin, end):
-    """Inputs that an order names, and the targets of rows."""
-    size, width = size_of(one), stage_at(stages, 0).inputs
-    order = pointer(f.order, 0)
-    if f.order != 0 and width == 1:
-        x, to = pointer(f.x, one), pointer(f.arena + stage_at(stages, 0).x, one)
-        for r in range(begin, end):
-            to[r] = x[order[base + r] * f.x_stride]
-    elif f.order != 0:
-        for r in range(begin, end):
-            copy(width, pointer(f.x + order[base + r] * f.x_stride * size, one),
-                 pointer(f.arena + stage_at(stages, 0).x + r * stage_at(stages, 0).x_ld * size, one))  # fmt: skip
-    last = stage_at(stages, f.stages - 1)
-    if f.y != 0 and last.out_ld == 1:
-        y, to = pointer(f.y, one), pointer(f.arena + f.y_copy, one)
-        for r in range(begin, end):
-            row = order[base + r] if f.order != 0 else base + r
-            to[r] = y[row * f.y_stride]
-    elif f.y != 0:
-        for r in range(begin, end):
-            row = order[base + r] if f.order != 0 else base + r
-            copy(last.outputs, pointer(f.y + row * f.y_stride * size, one),
-                 pointer(f.arena + f.y_copy + r * last.out_ld * size, one))  # fmt: skip
-
-
-@inner
-def _forward(one, f, stages, base, begin, end, first_row, update, panel):
-    size = size_of(one)
-    zeros, rows = pointer(f.zeros, one), end - begin
-    for i in range(f.stages):
-        s = stage_at(stages, i)
-        skip = begin * s.out_ld * size
-        z, a = pointer(f.arena + s.z + skip, one), pointer(f.arena + s.a + skip, one)
-        x, ld = _input(one, f, stages, i, base, begin)
-        if s.w >= 0:
-            bias = pointer(f.parameters + s.b, one) if s.b >= 0 else zeros
-            w = pointer(f.parameters + s.w, one)
-            affine(one, rows, s.outputs, s.inputs, x, ld, w, bias, z, s.out_ld, panel)
-            if s.z != s.a:
-                copy(rows * s.out_ld, z, a)
-        else:
-            for r in range(rows):
-                copy(s.outputs, plus(x, r * ld), plus(a, r * s.out_ld))
-        # padding counts as data, rows become one stretch: it holds numbers that nobody reads
-        activate(s.activation, rows * s.out_ld, a)
-        if s.threshold < 256:
-            dropout(one, rows, s.outputs, a, s.out_ld, pointer(f.arena + s.out + skip, one), f.seed, update, s.layer,
-                    first_row + begin, s.threshold)  # fmt: skip
-    if f.outputs != 0:
-        s = stage_at(stages, f.stages - 1)
-        for r in range(begin, end):
-            copy(s.outputs, pointer(f.arena + s.out + r * s.out_ld * size, one),
-                 pointer(f.outputs + (base + r) * s.outputs * size, one))  # fmt: skip
-
-
-@inner
-def _row_of(f, row):
-    return pointer(f.order, 0)[row] if f.order != 0 else row
-
-
-@inner
-def _losses(one, f, stages, base, begin, end, unit):
-    """Losses of rows and the gradient of their sum; row weights times `unit`."""
-    size = size_of(one)
-    s = stage_at(stages, f.stages - 1)
-    weights, values = pointer(f.weights, one), pointer(f.values, one)
-    row_loss, row_weight, row_share = (pointer(f.row_loss, 0.0), pointer(f.row_weight, 0.0), pointer(f.row_share, 0.0))
-    for r in range(begin, end):
-        weight = 1.0
-        if f.weight != 0:
-            weight = unit * pointer(f.weight, 0.0)[_row_of(f, base + r)]
-        row_weight[r] = row_share[r] = weight
-    if f.loss == _CROSS_ENTROPY:
-        labels = pointer(f.labels, 0)
-        for r in range(begin, end):
-            label = -1
-            if f.labels != 0:
-                label = labels[_row_of(f, base + r)]
-                row_share[r] *= float(weights[label])
-            at = r * s.out_ld * size
-            row_loss[r] = row_weight[r] * cross_entropy(
-                one, s.outputs, pointer(f.arena + s.out + at, one), label, pointer(f.arena + f.y_copy + at, one),
-                weights, f.parameter, row_weight[r], pointer(f.arena + s.dy + at, one),
-            )  # fmt: skip
-        return
-    g, h = type(one)(f.g), type(one)(f.h)
-    rows, width = end - begin, s.outputs
-    if s.out_ld == 1:  # rows of one output are one line
-        at = begin * size
-        da = pointer(f.arena + s.dy + at, one)
-        element_loss(f.loss, rows, pointer(f.arena + s.out + at, one), pointer(f.arena + f.y_copy + at, one), weights,
-                     g, h, plus(values, begin), da)  # fmt: skip
-        of_value, of_slope = f.of_value, f.of_slope
-        for r in range(begin, end):
-            row_loss[r] = row_weight[r] * (values[r] / of_value)
-        for r in range(rows):
-            da[r] *= type(one)(row_weight[begin + r] / of_slope)
-        return
-    for r in range(begin, end):
-        skip = r * s.out_ld
-        at = skip * size
-        da = pointer(f.arena + s.dy + at, one)
-        element_loss(f.loss, width, pointer(f.arena + s.out + at, one), pointer(f.arena + f.y_copy + at, one), weights,
-                     g, h, plus(values, skip), da)  # fmt: skip
-        row_loss[r] = row_weight[r] * (sum_of(width, plus(values, skip)) / f.of_value)
-        factor = type(one)(row_weight[r] / f.of_slope)
-        for j in range(width):
-            da[j] *= factor
-
-
-@inner
-def _backward(one, f, stages, begin, end, first_row, update, panel):
-    """Deltas of all stages that have, or are followed by, something to train."""
-    size, rows = size_of(one), end - begin
-    for k in range(f.stages - f.lowest):
-        i = f.stages - 1 - k
-        s = stage_at(stages, i)
-        skip = begin * s.out_ld * size
-        dy = pointer(f.arena + s.dy + skip, one)
-        if s.threshold < 256:
-            dropout(one, rows, s.outputs, dy, s.out_ld, dy, f.seed, update, s.layer, first_row + begin, s.threshold)
-        if s.saved >= 0:
-            scale_by_slope(s.activation, rows * s.out_ld, pointer(f.arena + s.saved + skip, one), dy)
-        if i == f.lowest:
-            return
-        below = stage_at(stages, i - 1)
-        dx = pointer(f.arena + below.dy + begin * below.out_ld * size, one)
-        if s.w >= 0:
-            product(one, rows, s.inputs, s.outputs, dy, s.out_ld, ONE, pointer(f.parameters + s.w, one), ONE, s.outputs,
-                    pointer(f.zeros, one), ZERO, dx, below.out_ld, panel)  # fmt: skip
-        else:
-            copy(rows * s.out_ld, dy, dx)
-
-
-@inner
-def _prepare_rows(one, f, stages, base, rows, first_row, unit, made, t, threads):
-    """Of these rows, the first of which is row `first_row` of the step, all but gradients."""
-    begin, end = _share(rows, TILE, t, threads)
-    update = made & 0xFFFFFFFF
-    panel = pointer(f.panels + t * f.panel_bytes, one)
-    _gather(one, f, stages, base, begin, end)
-    _forward(one, f, stages, base, begin, end, first_row, update, panel)
-    _losses(one, f, stages, base, begin, end, unit)
-    _backward(one, f, stages, begin, end, first_row, update, panel)
-
-
-@inner
-def _per_sample(one, f, stages, begin, end):
-    """Of these rows what is asked for; then each row's factor in the gradient, behind the deltas passed down."""
-    size, layer = size_of(one), 0
-    inputs, deltas = pointer(f.input_norms, 0.0), pointer(f.delta_norms, 0.0)
-    for i in range(f.lowest, f.stages):
-        s = stage_at(stages, i)
-        if s.w < 0:
-            continue
-        for r in range(begin, end):
-            x, _ = _input(one, f, stages, i, ZERO, r)
-            dz = pointer(f.arena + s.dz + r * s.out_ld * size, one)
-            if f.input_norms != 0:
-                inputs[layer * f.rows + r] = square_sum(s.inputs, x)
-            if f.delta_norms != 0:
-                deltas[layer * f.rows + r] = square_sum(s.outputs, dz)
-            if f.scales != 0:
-                factor = pointer(f.scales, one)[r]
-                for j in range(s.outputs):
-                    dz[j] *= factor
-        layer += 1
-
+__all__ = ["walk"]
 
 # -- parameters --------------------------------------------------------------------------------------------------------
 
@@ -277,11 +52,13 @@ def _add_gradient(one, f, stages, base, rows, add, t, threads):
     panel = pointer(f.panels + t * f.panel_bytes, one)
     for i in range(f.lowest, f.stages):
         s = stage_at(stages, i)
+        if s.gamma >= 0:
+            norm_gradient(one, f, stages, i, base, rows, add, t, threads)
         if s.w < 0:
             continue
         dz = pointer(f.arena + s.dz, one)
-        x, ld = _input(one, f, stages, i, base, ZERO)
-        begin, end = _share(s.inputs, TILE, t, threads)
+        x, ld = input_of(one, f, stages, i, base, ZERO)
+        begin, end = share_of(s.inputs, TILE, t, threads)
         to = pointer(f.gradient + s.w + begin * s.outputs * size, one)
         start, start_row = (to, s.outputs) if add else (zeros, ZERO)
         if end > begin:
@@ -311,7 +88,7 @@ def _apply(one, f, segments, scale, unit, lr, made, t, threads):
     blocks = 0
     for i in range(f.segments):
         blocks += _blocks(segment_at(segments, i))
-    mine, end = _share(blocks, ONE, t, threads)
+    mine, end = share_of(blocks, ONE, t, threads)
     bad, at = 0, 0
     for i in range(f.segments):
         segment = segment_at(segments, i)
@@ -325,7 +102,7 @@ def _apply(one, f, segments, scale, unit, lr, made, t, threads):
                     norms[2 * at] = square_sum(n, g)
             at += 1
     says[LINE * t] = bad
-    _meet(f, threads)
+    meet(f, threads)
     for k in range(threads):
         bad |= says[LINE * k]
     if bad:
@@ -349,7 +126,7 @@ def _apply(one, f, segments, scale, unit, lr, made, t, threads):
         normed |= segment_at(segments, i).normed != 0
     for take_norms in range(1 if normed else 0, -1, -1):
         if normed:
-            _meet(f, threads)
+            meet(f, threads)
         at = 0
         for i in range(f.segments):
             segment = segment_at(segments, i)
@@ -398,7 +175,7 @@ def _hold_columns(one, f, stages, t, threads):
             continue
         most = np.int64(s.column_norm).view(np.float64)
         w = pointer(f.parameters + s.w, one)
-        begin, end = _share(s.outputs, TILE, t, threads)
+        begin, end = share_of(s.outputs, TILE, t, threads)
         for j in range(begin, end):
             squares = 0.0
             for k in range(s.inputs):
@@ -421,7 +198,7 @@ def _unit_of(f, base, rows):
     if f.weight != 0:
         weight = pointer(f.weight, 0.0)
         for r in range(base, base + rows):
-            top = max(top, weight[_row_of(f, r)])
+            top = max(top, weight[row_of(f, r)])
     if top == 0.0 or 2.0**-64 < top < 2.0**64:
         return 1.0
     unit = 1.0
@@ -442,12 +219,12 @@ def _totals(f, rows, loss, weight):
     return loss, weight
 
 
-@inner
+@merged
 def walk(verb, one, frame, stages, segments, t, threads):
     """Steps `first` to `last` of a pass, as thread t; or one half of a single step.
 
     RUN makes whole steps. GRADIENTS adds the sums over all rows to `gradient`, and to `sums`. UPDATE takes `gradient`,
-    times `scale`.
+    times `scale`. OUTPUTS is a forward pass alone; DELTAS takes its gradient `y` and adds those of parameters.
     """
     f = frame_at(frame, ZERO)
     steps, lrs, sums = pointer(f.steps, 0), pointer(f.lrs, 0.0), pointer(f.sums, 0.0)
@@ -463,29 +240,33 @@ def walk(verb, one, frame, stages, segments, t, threads):
         loss, weight = 0.0, f.weight_before
         if verb == GRADIENTS:
             loss = f.loss_before
+        if verb == RUN and f.moved != 0 and t == 0:
+            copy(f.buffer_count, pointer(f.buffers, one), pointer(f.moved, one))
         for at in range(0, rows, f.piece):
             some = min(f.piece, rows - at)
-            _prepare_rows(one, f, stages, base + at, some, f.first_row + at, unit, made + index, t, threads)
+            prepare_rows(verb, one, f, stages, base + at, some, f.first_row + at, unit, made + index, t, threads)
+            if verb == OUTPUTS:
+                return
             if verb == GRADIENTS:
-                begin, end = _share(rows, TILE, t, threads)
-                _per_sample(one, f, stages, begin, end)
-            _meet(f, threads)
+                begin, end = share_of(rows, TILE, t, threads)
+                per_sample(one, f, stages, begin, end)
+            meet(f, threads)
             if f.gradient != 0:
-                _add_gradient(one, f, stages, base + at, some, at > 0 or verb == GRADIENTS, t, threads)
+                _add_gradient(one, f, stages, base + at, some, at > 0 or verb != RUN, t, threads)
             loss, weight = _totals(f, some, loss, weight)
             if at + some < rows:
-                _meet(f, threads)
-        if verb == GRADIENTS:
-            if t == 0:
-                sums[0], sums[1] = loss, weight
+                meet(f, threads)
+        if verb == GRADIENTS and t == 0:
+            sums[0], sums[1] = loss, weight
+        if verb in (GRADIENTS, DELTAS):
             return
         status = OK if loss - loss == 0.0 else BAD_LOSS
         if status == OK:
-            _meet(f, threads)
+            meet(f, threads)
             scale = f.scale if verb == UPDATE else (1.0 / weight if weight > 0.0 else 0.0)
             status = _apply(one, f, segments, scale, unit, lrs[index], made + index + 1, t, threads)
             if status == OK and f.held != 0:
-                _meet(f, threads)
+                meet(f, threads)
                 _hold_columns(one, f, stages, t, threads)
         if t == 0:
             f.status = status
@@ -496,10 +277,12 @@ def walk(verb, one, frame, stages, segments, t, threads):
                 sums[2] += f.norm
                 f.next = s + 1
                 steps[0] = made + index + 1
+                if f.moved != 0:
+                    copy(f.buffer_count, pointer(f.moved, one), pointer(f.buffers, one))
                 if (index + 1) & (look_every - 1) == 0 and now(pointer(f.shared + 8 * SPARE, 0)) >= f.deadline:
                     stop[0] = 1
             else:
                 f.value = (loss / weight if weight > 0.0 else loss) if status == BAD_LOSS else np.inf
-        _meet(f, threads)
+        meet(f, threads)
         if stop[0] != 0:
             break

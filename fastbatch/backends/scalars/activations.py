@@ -7,6 +7,7 @@ from collections.abc import Callable
 from numba.extending import register_jitable
 
 from .functions import clamp, exp, expm1, larger, log1p_unit, normal_cdf, normal_pdf, sigmoid, tanh
+from .table import Table
 
 __all__ = ["ACTIVATIONS"]
 
@@ -114,15 +115,17 @@ def silu_slope(z):
 
 
 # name -> (value, slope); what is saved, `fastbatch.ops.activations` says
-ACTIVATIONS: dict[str, tuple[Callable, Callable]] = {
-    "identity": (identity, identity_slope),
-    "relu": (relu, relu_slope),
-    "leaky_relu": (leaky_relu, leaky_relu_slope),
-    "elu": (elu, elu_slope),
-    "tanh": (tanh, tanh_slope),
-    "sigmoid": (sigmoid, sigmoid_slope),
-    "softplus": (softplus, sigmoid),
-    "gelu": (gelu, gelu_slope),
-    "gelu_tanh": (gelu_tanh, gelu_tanh_slope),
-    "silu": (silu, silu_slope),
-}
+ACTIVATIONS: Table[tuple[Callable, Callable]] = Table(
+    {
+        "identity": (identity, identity_slope),
+        "relu": (relu, relu_slope),
+        "leaky_relu": (leaky_relu, leaky_relu_slope),
+        "elu": (elu, elu_slope),
+        "tanh": (tanh, tanh_slope),
+        "sigmoid": (sigmoid, sigmoid_slope),
+        "softplus": (softplus, sigmoid),
+        "gelu": (gelu, gelu_slope),
+        "gelu_tanh": (gelu_tanh, gelu_tanh_slope),
+        "silu": (silu, silu_slope),
+    }
+)

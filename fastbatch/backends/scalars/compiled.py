@@ -24,7 +24,7 @@ from . import functions
 from .arithmetic import wide
 from .patience import announced
 
-__all__ = ["activation", "loss", "optimizer"]
+__all__ = ["activation", "as_they_are", "gist", "loss", "no_slope", "optimizer", "typed"]
 
 _OPTIONS = {"error_model": "numpy"}
 _HOUSE: dict[Any, Callable] = {
@@ -32,26 +32,32 @@ _HOUSE: dict[Any, Callable] = {
     for name in ("exp", "expm1", "log", "log1p", "tanh")
     for function in (getattr(math, name), getattr(np, name))
 }
+# of which Numba makes nothing, or nothing for a device
+_HOUSE.update({np.sign: functions.sign, np.absolute: functions.absolute, np.fabs: functions.absolute})
+_HOUSE.update({np.square: functions.square, np.power: functions.power, np.sqrt: functions.root})
 
 
-def _of_type(function: Callable, real: type, made: dict[Any, Any]) -> Callable:
+_jitted = numba.njit(**_OPTIONS)
+
+
+def typed(function: Callable, real: type, made: dict[Any, Any], jit: Callable = _jitted) -> Callable:
     """A copy of `function` that computes in `real`: its constants are of that type, and exp, expm1, tanh the library's.
 
     A bare constant would make float32 arithmetic float64, and a call of the C library keeps a loop from being turned
-    into vectors.
+    into vectors. What has been copied is `made`; `jit` is what compiles the copies.
     """
     if function in made:
         return made[function]
     return copied(
         function,
         made,
-        lambda what: _value(what, real, made),
+        lambda what: _value(what, real, made, jit),
         lambda constant: real(constant) if type(constant) is float else constant,
-        _jitted,
+        lambda copy: jit(_bindable(copy)),
     )
 
 
-def _jitted(copy: Any) -> Callable:
+def _bindable(copy: Any) -> Any:
     """Numba binds no keyword-only parameters: those with defaults become ordinary ones, behind the others."""
     code, given = copy.__code__, copy.__kwdefaults__ or {}
     if len(given) == code.co_kwonlyargcount > 0 and not code.co_flags & inspect.CO_VARARGS:
@@ -59,15 +65,15 @@ def _jitted(copy: Any) -> Callable:
         names = code.co_varnames[code.co_argcount : count]
         copy.__defaults__ = (*(copy.__defaults__ or ()), *(given[name] for name in names))
         copy.__code__, copy.__kwdefaults__ = code.replace(co_argcount=count, co_kwonlyargcount=0), None
-    return numba.njit(**_OPTIONS)(copy)
+    return copy
 
 
-def _value(value: Any, real: type, made: dict[Any, Any]) -> Any:
+def _value(value: Any, real: type, made: dict[Any, Any], jit: Callable) -> Any:
     """What a name means inside the copy."""
     if type(value) is float:
         return real(value)
     if isinstance(value, python.FunctionType):
-        return _of_type(value, real, made)
+        return typed(value, real, made, jit)
     if value is math or value is np:
         module = python.ModuleType(value.__name__)
         numbers = {name: real(number) for name, number in vars(value).items() if type(number) is float}
@@ -90,13 +96,13 @@ def _address(formula: Formula, loop: Callable, *signature: Any) -> int:
     except Exception as error:  # of the user's code; Numba passes on what its own lowering raises
         raise BackendError(
             f"{formula.name!r} cannot be compiled by Numba, so that only backend 'reference' can run it: "
-            f"{_gist(error)}; docs/custom.md says what a function may hold"
+            f"{gist(error)}; docs/custom.md says what a function may hold"
         ) from error
     _alive.append(compiled)
     return compiled.address
 
 
-def _gist(error: Exception) -> str:
+def gist(error: Exception) -> str:
     """What Numba means, of some thirty lines; the rest is in the cause."""
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in str(error).splitlines()]
     telling = [
@@ -113,7 +119,8 @@ def _types(dtype: str) -> tuple[type, Any]:
     return real, types.CPointer(numba.typeof(real(0)))
 
 
-def _no_slope(*point):
+def no_slope(*point):
+    """Of a formula without a derivative."""
     return math.nan
 
 
@@ -122,8 +129,8 @@ def activation(formula: Formula, dtype: str) -> tuple[int, int]:
     """``value(n, a)``, in place, and ``slope(n, saved, d)``, which multiplies d."""
     real, pointer = _types(dtype)
     made: dict[Any, Any] = {}
-    value = _of_type(formula.value, real, made)
-    slope = _of_type(formula.slope or _no_slope, real, made)
+    value = typed(formula.value, real, made)
+    slope = typed(formula.slope or no_slope, real, made)
 
     def values(n, a):
         wide()
@@ -146,8 +153,8 @@ def loss(formula: Formula, dtype: str) -> tuple[int, int]:
     """``elements(n, a, y, values, da)``, and nothing."""
     real, pointer = _types(dtype)
     made: dict[Any, Any] = {}
-    value = _of_type(formula.value, real, made)
-    slope = _of_type(formula.slope or _no_slope, real, made)
+    value = typed(formula.value, real, made)
+    slope = typed(formula.slope or no_slope, real, made)
 
     def elements(n, a, y, values, da):
         wide()
@@ -187,8 +194,8 @@ def optimizer(formula: Formula, dtype: str) -> tuple[int, int]:
     space: dict[str, Any] = {
         "real": real,
         "wide": wide,
-        "step": _of_type(formula.value, real, made),
-        "constants": _of_type(formula.constants or _as_they_are, np.float64, {}),
+        "step": typed(formula.value, real, made),
+        "constants": typed(formula.constants or as_they_are, np.float64, {}),
     }
     exec("\n".join(lines), space)
     return (
@@ -197,5 +204,5 @@ def optimizer(formula: Formula, dtype: str) -> tuple[int, int]:
     )
 
 
-def _as_they_are(*numbers):
+def as_they_are(*numbers):
     return numbers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,8 @@ from numba.extending import overload, register_jitable
 from . import double, single
 
 __all__ = [
-    "clamp", "exp", "expm1", "larger", "log", "log1p", "log1p_unit", "normal_cdf", "normal_pdf", "sigmoid", "sign",
-    "tanh",
+    "absolute", "clamp", "exp", "expm1", "larger", "log", "log1p", "log1p_unit", "normal_cdf", "normal_pdf", "power",
+    "root", "sigmoid", "sign", "square", "tanh",
 ]  # fmt: skip
 
 
@@ -65,3 +66,28 @@ def sign(x):
 def larger(a, b):
     """The larger one, and NaN where the first is."""
     return b if a < b else a
+
+
+@register_jitable
+def absolute(x):
+    return abs(x)
+
+
+@register_jitable
+def square(x):
+    return x * x
+
+
+@register_jitable
+def power(x, y):
+    return x**y
+
+
+def root(x: Any) -> Any:
+    """The square root; NaN of negative numbers, where Python's ``math.sqrt`` raises."""
+    return np.sqrt(x)
+
+
+@overload(root)
+def _(x):
+    return lambda x: math.sqrt(x)

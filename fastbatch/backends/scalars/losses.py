@@ -7,6 +7,7 @@ from collections.abc import Callable
 from numba.extending import register_jitable
 
 from .functions import clamp, exp, larger, log1p_unit, sigmoid, sign
+from .table import Table
 
 __all__ = ["ELEMENT_LOSSES", "ROW_LOSSES"]
 
@@ -83,16 +84,18 @@ def focal(a, y, c, g, h):
 
 
 # name -> (constants g and h from the parameter and whether outputs have weights, element)
-ELEMENT_LOSSES: dict[str, tuple[Callable[[float, bool], tuple[float, float]], Callable]] = {
-    "mse": (lambda p, weighted: (0, 0), mse),
-    "mae": (lambda p, weighted: (0, 0), mae),
-    "huber": (lambda p, weighted: (0, p), huber),
-    "quantile": (lambda p, weighted: (1 - p, p), quantile),
-    "poisson": (lambda p, weighted: (0, 0), poisson),
-    "tweedie": (lambda p, weighted: (p - 1, 2 - p), tweedie),
-    "gamma": (lambda p, weighted: (0, 0), gamma),
-    "bce": (lambda p, weighted: (0, 0), bce),
-    "focal": (lambda p, weighted: (1 if weighted else 2, p), focal),
-}
+ELEMENT_LOSSES: Table[tuple[Callable[[float, bool], tuple[float, float]], Callable]] = Table(
+    {
+        "mse": (lambda p, weighted: (0, 0), mse),
+        "mae": (lambda p, weighted: (0, 0), mae),
+        "huber": (lambda p, weighted: (0, p), huber),
+        "quantile": (lambda p, weighted: (1 - p, p), quantile),
+        "poisson": (lambda p, weighted: (0, 0), poisson),
+        "tweedie": (lambda p, weighted: (p - 1, 2 - p), tweedie),
+        "gamma": (lambda p, weighted: (0, 0), gamma),
+        "bce": (lambda p, weighted: (0, 0), bce),
+        "focal": (lambda p, weighted: (1 if weighted else 2, p), focal),
+    }
+)
 # those that are no mean over elements: loops of their own
 ROW_LOSSES = ("cross_entropy",)

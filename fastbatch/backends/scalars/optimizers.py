@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from numba.extending import register_jitable
 
 from .functions import larger, sign
+from .table import Table
 
 __all__ = ["CONSTANTS", "HYPERS", "OPTIMIZERS", "Rule"]
 
@@ -220,21 +221,23 @@ def _lars(p, g, s0, s1, s2, c):
 
 _ADAM = ("weight_decay", "beta1", "beta2", "eps", "decoupled", "folded")
 _RMSPROP = ("weight_decay", "alpha", "eps", "momentum", "inside")
-OPTIMIZERS: dict[str, Rule] = {
-    "sgd": Rule(("weight_decay",), 0, _sgd_prepare, _sgd),
-    "momentum": Rule(
-        ("weight_decay", "momentum", "dampening", "nesterov", "velocity"), 1, _momentum_prepare, _momentum
-    ),
-    "adam": Rule(_ADAM, 2, _adam_prepare, _adam),
-    "adam_max": Rule(_ADAM, 3, _adam_prepare, _adam_max),
-    "rmsprop": Rule(_RMSPROP, 1, _rmsprop_prepare, _rmsprop),
-    "rmsprop_momentum": Rule(_RMSPROP, 2, _rmsprop_prepare, _rmsprop_momentum),
-    "rmsprop_centered": Rule(_RMSPROP, 3, _rmsprop_prepare, _rmsprop_centered),
-    "adagrad": Rule(("weight_decay", "lr_decay", "eps", "inside"), 1, _adagrad_prepare, _adagrad),
-    "nadam": Rule(("weight_decay", "beta1", "beta2", "eps", "warmth", "decoupled"), 2, _nadam_prepare, _nadam),
-    "lion": Rule(("weight_decay", "beta1", "beta2"), 1, _lion_prepare, _lion),
-    "lamb": Rule(("weight_decay", "beta1", "beta2", "eps"), 2, _lamb_prepare, _lamb, _lamb_direction),
-    "lars": Rule(("weight_decay", "momentum", "trust", "eps"), 1, _lars_prepare, _lars, _lars_direction),
-}
+OPTIMIZERS: Table[Rule] = Table(
+    {
+        "sgd": Rule(("weight_decay",), 0, _sgd_prepare, _sgd),
+        "momentum": Rule(
+            ("weight_decay", "momentum", "dampening", "nesterov", "velocity"), 1, _momentum_prepare, _momentum
+        ),
+        "adam": Rule(_ADAM, 2, _adam_prepare, _adam),
+        "adam_max": Rule(_ADAM, 3, _adam_prepare, _adam_max),
+        "rmsprop": Rule(_RMSPROP, 1, _rmsprop_prepare, _rmsprop),
+        "rmsprop_momentum": Rule(_RMSPROP, 2, _rmsprop_prepare, _rmsprop_momentum),
+        "rmsprop_centered": Rule(_RMSPROP, 3, _rmsprop_prepare, _rmsprop_centered),
+        "adagrad": Rule(("weight_decay", "lr_decay", "eps", "inside"), 1, _adagrad_prepare, _adagrad),
+        "nadam": Rule(("weight_decay", "beta1", "beta2", "eps", "warmth", "decoupled"), 2, _nadam_prepare, _nadam),
+        "lion": Rule(("weight_decay", "beta1", "beta2"), 1, _lion_prepare, _lion),
+        "lamb": Rule(("weight_decay", "beta1", "beta2", "eps"), 2, _lamb_prepare, _lamb, _lamb_direction),
+        "lars": Rule(("weight_decay", "momentum", "trust", "eps"), 1, _lars_prepare, _lars, _lars_direction),
+    }
+)
 HYPERS = 8  # room for `hyper` of any rule
 CONSTANTS = 9  # and for its constants
