@@ -397,7 +397,13 @@ BATCH_NETS: dict[str, Layers] = {
     "ghosts": lambda act, o: (5, [D(19), BN(ghost_size=4), A(act), D(18), BN(ghost_size=6), A(act), D(o)]),
     "blockghosts": lambda act, o: (130, [BN(), D(87), BN(ghost_size=32), A(act), D(o)]),
 }
-ALL_NETS = {**NETS, **LARGE_NETS, **BATCH_NETS}
+
+# whose products two threads share out by columns where a batch has few rows
+WIDE_NETS: dict[str, Layers] = {
+    "wide": lambda act, o: (41, [D(300, act), D(320, act), D(o)]),
+    "widebatch": lambda act, o: (21, [D(310), BN(), A(act), P(0.25), D(300, act), D(o)]),
+}
+ALL_NETS = {**NETS, **LARGE_NETS, **BATCH_NETS, **WIDE_NETS}
 
 
 @dataclass(frozen=True)

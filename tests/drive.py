@@ -11,157 +11,29 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import BinaryIO
+from dataclasses import replace
+from itertools import islice
 from unittest import mock
 
 import cases
 import numpy as np
 import oracle
+from driver_calls import THREADS, Call, Recorder, doubles, given, integers, source_of, text
 from test_math import flushed, sweep
 
 from fastbatch import _native, ops
-from fastbatch.arena import training_arena
-from fastbatch.backends import get, native
-from fastbatch.plan import Segment
+from fastbatch.backends import get
+from fastbatch.plan import Plan
 from fastbatch.program import ComposedProgram
-from fastbatch.protocol import Sums
+from fastbatch.protocol import Feed, PerSample, Sums
 
 Array = np.ndarray
-KINDS = {np.dtype(name): kind for name, kind in (("f4", b"f"), ("f8", b"d"), ("i8", b"l"), ("S1", b"c"), ("u1", b"c"))}
 STEPS, LR = 4, 0.02
 # Of the norm of a tensor or of the loss: ten times what was seen, but for rmsprop with a log link, whose first steps
 # are ten times the rate: twice. To forget an update moves either by 1e-3 and more
 RUN_SHARE = {"float32": 2e-4, "float64": 5e-13}
-
-
-@dataclass
-class Call:
-    """One call of the driver. `outputs` are compared with `expected`: exact values and bounds by name."""
-
-    verb: str
-    name: str
-    inputs: dict[str, Array]
-    outputs: dict[str, Array]
-    expected: dict[str, tuple[Array, Array]]
-    scratch: dict[str, Array]
-    threads: int = 1
-
-    def write(self, file: BinaryIO) -> None:
-        assert self.outputs.keys() == self.expected.keys(), f"{self.name}: an output without an expectation"
-        roles = [(b"i", self.inputs), (b"o", self.outputs), (b"s", self.scratch)]
-        arrays = [(role, name, np.atleast_2d(a)) for role, group in roles for name, a in group.items()]
-        file.write(np.array((self.verb, self.name, len(arrays), self.threads), "S16,S128,i4,i4").tobytes())
-        for role, name, a in arrays:
-            head = (name, ord(role), ord(KINDS[a.dtype]), a.size // a.shape[-1] if a.size else len(a), a.shape[-1])
-            file.write(np.array(head, "S16,i4,i4,i8,i8").tobytes() + a.tobytes())
-            for values in self.expected[name] if role == b"o" else ():
-                file.write(np.broadcast_to(np.asarray(values, np.float64), a.shape).tobytes())
-
-
-def text(value: str) -> Array:
-    return np.frombuffer(value.encode(), "S1")
-
-
-def integers(**values: int) -> dict[str, Array]:
-    return {name: np.array([value]).astype(np.int64) for name, value in values.items()}
-
-
-def doubles(*values: float) -> Array:
-    return np.array(values, np.float64)
-
-
-def given(**arrays: Array | None) -> dict[str, Array]:
-    return {name: array for name, array in arrays.items() if array is not None}
-
-
-def loss_row(row: ops.Loss, outputs: int, dtype: str) -> dict[str, Array]:
-    weights = native._per_output(row, outputs, dtype)
-    divisors = doubles(*row.divisors(outputs))
-    return given(loss=text(row.name), parameter=doubles(row.parameter), per_output=weights, divisors=divisors)
-
-
-def segments_of(found) -> dict[str, Array]:
-    """fb_segment as int64, which is how it is aligned, and the rule by name, for the driver to check its number."""
-    table = np.frombuffer(native._segments(found, "float32").tobytes(), np.int64)
-    return {"segments": table, "rule": text(found[0].optimizer.rule)}
-
-
-def optimizer_row(row: ops.Optimizer) -> dict[str, Array]:
-    return segments_of([Segment(0, 0, row, 1.0)])
-
-
-class Recorder:
-    """A backend that computes nothing and remembers what it was asked for, with the shape of a target and dtype."""
-
-    name = "recorder"
-
-    def __init__(self, shape: tuple[int, int, int]) -> None:
-        self.shape = lambda dtype: shape
-        self.call: Call | None = None
-
-    def _record(self, verb: str, inputs: dict, outputs: dict, scratch: dict | None = None, threads: int = 1) -> None:
-        self.call = Call(verb, "", inputs, outputs, {}, scratch or {}, threads)
-
-    def expect(self, got: Array, exact: Array, bound: Array, what: str, dtype: str | None = None) -> None:
-        """In place of `oracle.assert_within`."""
-        assert self.call is not None
-        names = [name for name, array in self.call.outputs.items() if array is got]
-        if names:
-            self.call.expected[names[0]] = exact, bound
-        else:
-            at = ("loss", "weight").index(what.rpartition(": ")[2])
-            pair = self.call.expected.setdefault("sums", (np.zeros(2), np.zeros(2)))
-            pair[0][at], pair[1][at] = exact, bound
-
-    def dense_forward(self, x, w, b, activation, a, z) -> None:
-        self._record("dense_forward", given(x=x, w=w, b=b, activation=text(activation.name)), given(a=a, z=z))
-
-    def dense_backward(self, da, x, w, saved, activation, dw, db, dx) -> None:
-        inputs = given(x=x, w=w, saved=saved, activation=text(activation.name))
-        self._record("dense_backward", inputs, given(dw=dw, db=db, dx=dx), {"dz": da})
-
-    def loss(self, a, y, loss, weight, da) -> Sums:
-        weight = np.ones(len(a)) if weight is None else weight.astype(np.float64)
-        inputs, scratch = {"a": a, "weight": weight}, {"share": weight.copy(), "row_loss": np.zeros(len(a))}
-        if y.ndim == 1:
-            inputs["labels"], scratch["y"] = y, np.full_like(a, 3.5)
-        else:
-            inputs["y"] = y
-        inputs |= loss_row(loss, a.shape[1], a.dtype.name)
-        self._record("loss", inputs, {"da": da, "sums": np.zeros(2)}, scratch)
-        return Sums()
-
-    def update(self, optimizer, p, g, slots, t, lr) -> None:
-        inputs = {"g": g, "lr": doubles(lr), **integers(t=t), **optimizer_row(optimizer)}
-        self._record("update", inputs, {"p": p, "slots": slots})
-
-    def _network(self, plan, state, feed) -> tuple[dict, dict]:
-        arena = training_arena(
-            plan, feed.batch, native._ACTIVATIONS, _native.UPDATE_BLOCK, _native.PARTS, 2, _native.STATISTICS
-        )
-        fields = np.stack([arena.stages[name] for name in arena.stages.dtype.names], axis=1)
-        offsets = [arena.y, arena.row_loss, arena.row_weight, arena.row_share, arena.gradient]
-        offsets = np.array([*offsets, arena.scratch, arena.scratch_bytes, arena.parts, arena.part_bytes], np.int64)
-        target = {"labels" if feed.y.ndim == 1 else "y": feed.y}
-        inputs = given(
-            x=feed.x, **target, weight=feed.weight, order=feed.order, stages=fields, offsets=offsets,
-            **integers(seed=state.seed, rows=feed.rows, batch=feed.batch),
-            **loss_row(plan.loss, plan.outputs, plan.dtype), **segments_of(plan.segments),
-            **integers(uniform=plan.is_uniform, objective=plan.sums_objective),
-        )  # fmt: skip
-        return inputs, given(arena=np.zeros(arena.nbytes, "u1"), norms=native._norms(plan))
-
-    def accumulate(self, plan, state, feed, gradient) -> Sums:
-        inputs, scratch = self._network(plan, state, feed)
-        inputs |= {"parameters": state.parameters, "slots": state.slots, "steps": state.steps}
-        self._record("accumulate", inputs, {"gradient": gradient, "sums": np.zeros(2)}, scratch, threads=2)
-        return Sums()
-
-    def run(self, plan, state, feed, lrs: Array) -> None:
-        inputs, scratch = self._network(plan, state, feed)
-        outputs = {"parameters": state.parameters, "slots": state.slots, "steps": state.steps, "sums": np.zeros(2)}
-        self._record("run", {**inputs, "lr": lrs}, outputs, scratch, threads=2)
+# Of a normal number: a logarithm and a polynomial of ten terms, of what a difference from 1 has lost
+NOISE_SHARE = {"float32": 1e-5, "float64": 1e-13}
 
 
 # -- the cases ---------------------------------------------------------------------------------------------------------
@@ -225,62 +97,272 @@ def copies(subject: str, dtype: str) -> Iterator[Call]:
         )  # fmt: skip
 
 
-class _Program:
-    """The one door of a program that `oracle.check_gradient` uses."""
+def sources(dtype: str) -> Iterator[Call]:
+    """Arrays of every type, near and far columns, to rows of elements: one rounding; scaled and mixed a few more."""
+    u = oracle.U[dtype]
+    for i, (name, width) in enumerate((name, width) for name in _native.sources for width in (1, 33, 300)):
+        rng = cases.rng_of(f"sources {name} {width}")
+        x = _any_of(name, (7, width), rng)
+        x = np.asfortranarray(x) if i % 2 else x
+        index = rng.integers(0, len(x), 9) if i % 3 else np.arange(5)
+        order = given(order=index if i % 3 else None)
+        with np.errstate(all="ignore"):
+            exact = x[index].astype(dtype).astype(np.float64)
+        dst = rng.standard_normal((len(index), width + 3)).astype(dtype)
+        beside = dst[:, width:]
+        inputs = {**source_of(x, "as it lies"), **order, **integers(width=width)}
+        expected = np.concatenate([exact, beside], axis=1), np.zeros(dst.shape)
+        yield Call("convert", f"convert-{name}-{width}", inputs, {"dst": dst}, {"dst": expected}, {})
+        if name.startswith("float"):
+            x, exact = (np.nan_to_num(np.clip(a, -1e4, 1e4)) for a in (x, exact))
+        scale, shift = rng.standard_normal((2, width)).astype(dtype)
+        size = np.abs(exact * scale) + np.abs(shift)
+        exact, bound = exact * scale + shift.astype(np.float64), 2 * u * size
+        inputs = inputs | source_of(x, dtype, 0.0, scale, shift)
+        padded = np.concatenate([exact, beside], axis=1), np.pad(bound, ((0, 0), (0, 3)))
+        yield Call("convert", f"convert-{name}-{width}-scaled", inputs, {"dst": dst}, {"dst": padded}, {})
+        share = rng.random(len(index) if i % 2 else 1)
+        own, rest = share[:, None] * dst[:, :width].astype(np.float64), 1 - share[:, None]
+        bound = 3 * u * (np.abs(own) + rest * np.abs(exact)) + rest * bound
+        mixed = np.concatenate([own + rest * exact, beside], axis=1), np.pad(bound, ((0, 0), (0, 3)))
+        yield Call("mix", f"mix-{name}-{width}", {**inputs, "share": share}, {"dst": dst.copy()}, {"dst": mixed}, {})
 
-    def __init__(self, recorder: Recorder, plan, state) -> None:
-        self.accumulate = lambda feed, first_row, gradient: recorder.accumulate(plan, state, feed, gradient)
+
+def _any_of(name: str, shape: tuple[int, int], rng: np.random.Generator) -> Array:
+    """Numbers of all sizes of a type, of float16 the subnormal ones, infinities and NaN, too."""
+    dtype = np.dtype(name)
+    if name == "bool":
+        return rng.random(shape) < 0.5
+    if name == "float16" or dtype.kind in "iu":
+        return np.frombuffer(rng.bytes(shape[0] * shape[1] * dtype.itemsize), dtype).reshape(shape)
+    return (rng.standard_normal(shape) * 10.0 ** rng.integers(-30, 30, shape)).astype(dtype)
+
+
+def drawn(dtype: str) -> Iterator[Call]:
+    """Noise, shuffles, and the chains whose rate is this machine's best."""
+    for i, (rows, width) in enumerate(((70, 1), (9, 3), (70, 5), (11, 16), (9, 29), (67, 33), (8, 130), (5, 300))):
+        rng = cases.rng_of(f"noise {width}")
+        x = rng.standard_normal((rows, width + 2)).astype(dtype)
+        where = {"seed": 0x1234567890ABCDEF, "update": i, "first_row": 3 * i}
+        z = ops.random.gaussian(where["seed"], i, 3 * i + np.arange(rows), width, "float64")
+        exact = x + 0.25 * np.pad(z, ((0, 0), (0, 2)))
+        bound = NOISE_SHARE[dtype] * np.abs(exact - x) + np.pad(
+            2 * oracle.U[dtype] * np.abs(exact[:, :width]), ((0, 0), (0, 2))
+        )
+        inputs = {"std": doubles(0.25), **integers(width=width, **where)}
+        yield Call("noise", f"noise-{width}", inputs, {"dst": x}, {"dst": (exact, bound)}, {})
+    for n in (2, 3, 64, 1001):
+        order, exact = np.arange(n), ops.random.permutation(n, 7, n)
+        inputs = integers(seed=7, epoch=n)
+        yield Call("permutation", f"permutation-{n}", inputs, {"order": order}, {"order": (exact, np.zeros(n))}, {})
+    one = doubles(1)
+    yield Call(
+        "multiply_adds", "multiply_adds", integers(loops=200), {"limit": np.zeros(1)}, {"limit": (one, 0 * one)}, {}
+    )
 
 
 def programs(recorder: Recorder, subject: str, dtype: str) -> Iterator[Call]:
     """Gradients within their bounds; runs of a few steps against the reference in float64, a share of each norm."""
     for case in (case for case in cases.net_cases([subject]) if case.dtype == dtype):
-        made = case.model()
-        plan, state = case.plan(made), case.state(made)
-        oracle.check_gradient(case, (plan, state, _Program(recorder, plan, state)))
+        oracle.check_gradient(case, recorder.program(case))
         yield replace(recorder.call, name=case.id)
     for case in (case for case in cases.few_nets([subject]) if case.dtype == dtype):
         rows = STEPS * case.B - case.B // 2
-        feed = case.feed(rows, order=cases.rng_of(case.id).permutation(rows))
-        made = case.model()
-        plan, state = case.plan(made), case.state(made)
-        lrs = LR / np.arange(1, feed.steps + 1)
-        recorder.run(plan, state, feed, lrs)
-        _, truth, program = _exact(case)
-        y = feed.y if feed.y.ndim == 1 else feed.y.astype(np.float64)
-        sums = Sums()
-        program.run(replace(feed, x=feed.x.astype(np.float64), y=y), 0, feed.steps, lrs, 1e6, sums)
-        expected = {name: _near(plan, getattr(truth, name)) for name in ("parameters", "slots")}
-        expected["steps"] = truth.steps, np.zeros(1)
-        bounds = doubles(RUN_SHARE[dtype] * abs(sums.loss), 1e-15 * sums.weight)
-        expected["sums"] = doubles(sums.loss, sums.weight), bounds
-        yield replace(recorder.call, name=f"run-{case.id}", expected=expected)
+        feed = case.feed(rows, order=cases.rng_of(case.numbers).permutation(rows))
+        for small in (True, False):
+            yield stepped(recorder, case, feed, small=small)
 
 
-def _exact(case: cases.NetCase):
+def stepped(
+    recorder: Recorder,
+    case: cases.NetCase,
+    feed: Feed,
+    name: str = "",
+    *,
+    small: bool = True,
+    threads: int = THREADS,
+    columns: float | None = None,
+    **limits: float,
+) -> Call:
+    """A run against the reference in float64, within a share of each norm.
+
+    `small` networks sum gradients from parts of the batch. `columns` limits the norm of columns, `limits` gradients.
+    """
+
+    def limited(plan: Plan) -> Plan:
+        return replace(plan, optimizer=replace(plan.optimizer, max_norm=columns), **limits)
+
+    made = case.model()
+    plan, state = limited(case.plan(made)), case.state(made)
+    lrs = LR / np.arange(1, feed.steps + 1)
+    with mock.patch("fastbatch.plan.SMALL_GRADIENT", 8192 if small else 0):
+        recorder.run(plan, state, replace(feed, outputs=np.zeros((feed.rows, plan.outputs), plan.dtype)), lrs, threads)
+    key = " ".join(map(str, (case.numbers, case.dtype, feed.rows, feed.order is None, name, columns, limits)))
+    if key not in _TRUTH:
+        _TRUTH[key] = _after(case, feed, lrs, limited)
+    name = "-".join(["run", case.id] + ["blocks"] * (not small) + [name] * bool(name))
+    return replace(recorder.call, name=name, expected=_TRUTH[key])
+
+
+_TRUTH: dict[str, dict[str, tuple[Array, Array]]] = {}  # the same for every target
+
+
+def _after(
+    case: cases.NetCase, feed: Feed, lrs: Array, change: Callable[[Plan], Plan]
+) -> dict[str, tuple[Array, Array]]:
+    """What a run in float64 leaves, with bounds."""
+    plan, state, program = _exact(case, change)
+    feed = replace(_doubled(feed), outputs=np.zeros((feed.rows, plan.outputs)))
+    sums, share = Sums(), RUN_SHARE[case.dtype]
+    program.run(feed, 0, feed.steps, lrs, 1e6, sums)
+    expected = {
+        name: (exact, _of_norms(plan, exact, share))
+        for name, exact in (("parameters", state.parameters), ("slots", state.slots))
+    }
+    expected |= {
+        name: (exact, np.full(exact.shape, share * np.linalg.norm(exact)))
+        for name, exact in (("buffers", state.buffers), ("outputs", feed.outputs))
+    }
+    expected |= {"steps": (state.steps, np.zeros(1)), "outcome": (doubles(feed.steps, _native.OK), np.zeros(2))}
+    return expected | {"sums": (sums.totals, np.abs(sums.totals) * (share, 1e-15, share))}
+
+
+def _doubled(feed: Feed) -> Feed:
+    return replace(feed, x=feed.x.astype(np.float64), y=feed.y if feed.y.ndim == 1 else feed.y.astype(np.float64))
+
+
+def _exact(case: cases.NetCase, change: Callable[[Plan], Plan] = lambda plan: plan):
     case = replace(case, subject="reference", dtype="float64")
     made = case.model()
-    plan, state = case.plan(made), case.state(made)
+    plan, state = change(case.plan(made)), case.state(made)
     return plan, state, ComposedProgram(plan, get("reference"), state)
 
 
-def _near(plan, exact: Array) -> tuple[Array, Array]:
+def _of_norms(plan: Plan, exact: Array, share: float) -> Array:
+    """A share of each tensor's norm; of that of all, too: a bias in front of a norm has no gradient but roundings."""
     bound = np.zeros_like(exact)
+    bound += 1e-3 * share * np.linalg.norm(exact, axis=-1, keepdims=True)
     for name, part in oracle.tensors(plan, bound).items():
-        part[...] = RUN_SHARE[plan.dtype] * np.linalg.norm(oracle.tensors(plan, exact)[name], axis=-1, keepdims=True)
-    return exact, bound
+        part += share * np.linalg.norm(oracle.tensors(plan, exact)[name], axis=-1, keepdims=True)
+    return bound
 
 
-def calls(target: str, dtype: str, shape: tuple[int, int, int]) -> Iterator[Call]:
+def settings(recorder: Recorder, subject: str, dtype: str) -> Iterator[Call]:
+    """What a network and a run can be asked for besides: paths of csrc/ that the networks of `programs` do not take."""
+
+    def net(name: str, B: int, **changes) -> cases.NetCase:
+        return cases.NetCase(subject, name, **{"activation": "tanh", "loss": "mse", "B": B, "dtype": dtype, **changes})
+
+    def ordered(case: cases.NetCase, rows: int, **changes) -> Feed:
+        return case.feed(rows, order=cases.rng_of(case.numbers).permutation(rows), **changes)
+
+    labels = {"loss": "cross_entropy+weight"}
+    sgd, adam = {"optimizer": "sgd+momentum+nesterov"}, {"optimizer": "adam+eps"}
+    # steps of one row
+    for i, name in enumerate(("linear", "two", "nobias", "narrow", "six")):
+        case = net(name, 1, **(labels if i % 2 else {}), **(adam if i % 3 else sgd))
+        yield stepped(recorder, case, case.feed(5))
+        yield stepped(recorder, case, ordered(case, 5), small=False, threads=1)
+        yield stepped(recorder, case, case.feed(5), "clipped", clip_value=0.05)
+    # norms over rows, of a batch and of ghost batches; products shared out by columns
+    for i, (name, B) in enumerate((name, B) for name in (*cases.BATCH_NETS, *cases.WIDE_NETS) for B in (7, 33)):
+        case = net(name, B, **(labels if i % 2 else {}), **(adam if i % 3 else sgd))
+        oracle.check_gradient(case, recorder.program(case))
+        yield replace(recorder.call, name=case.id)
+        for small in (True, False)[name in cases.WIDE_NETS :]:
+            yield stepped(recorder, case, ordered(case, 3 * B - B // 2), small=small)
+    # limits of gradients and of columns; a penalty that is part of the loss
+    for small in (True, False):
+        for i, optimizer in enumerate(("sgd+momentum+nesterov", "adam+eps", "lamb+weight_decay")):
+            case = net(("two", "batch", "norm")[i], 40, optimizer=optimizer, weighted=True)
+            feed = ordered(case, 130)
+            yield stepped(recorder, case, feed, "clip", small=small, clip_value=0.01)
+            yield stepped(recorder, case, feed, "norm", small=small, max_norm=0.1)
+            yield stepped(recorder, case, feed, "both", small=small, max_norm=0.5, clip_value=0.05)
+            yield stepped(recorder, case, feed, "columns", small=small, columns=0.6)
+        case = net("two", 40, loss="bce+semantics", optimizer="sgd+weight_decay")
+        yield stepped(recorder, case, ordered(case, 130), "objective", small=small)
+    # inputs of other types, noise, mixtures, pieces of a batch
+    for i, loss in enumerate(("mse", "cross_entropy+weight", "cross_entropy", "bce")):
+        case = net(("two", "norm", "dropout", "nobias")[i], 33, loss=loss, weighted=i % 2 == 0, labels=i != 2, **adam)
+        plain, rng = case.feed(100), cases.rng_of(case.numbers)
+        order = rng.permutation(100) if i % 2 else None
+        mix = np.array([0.3, 1, 0.8, 0.5]), rng.integers(0, 33, 4)
+        bytes_ = np.clip(20 * plain.x + 100, 0, 255).astype(np.uint8)
+        for name, changes in {
+            "noise": {"noise": 0.3},
+            "mix": {"mix": mix, "order": order},
+            "all": {"mix": mix, "noise": 0.2, "order": order, "x": plain.x.astype(np.float16)},
+            "far": {"x": np.asfortranarray(plain.x), "order": order},
+            "bytes": {"x": bytes_, "order": order},
+            "piece": {"piece": 32, "order": order, "mix": mix},
+        }.items():
+            yield stepped(recorder, case, replace(plain, **changes), name)
+            yield stepped(recorder, case, replace(plain, **changes), name, small=False, clip_value=0.05)
+
+
+def samples(recorder: Recorder, subject: str, dtype: str) -> Iterator[Call]:
+    """What is asked for, and said, of each row of a gradient; outputs without training."""
+    share = RUN_SHARE[dtype]
+
+    def near(exact: Array) -> tuple[Array, Array]:
+        return exact, share * np.linalg.norm(exact, axis=-1, keepdims=True) + np.zeros(exact.shape)
+
+    for i, (name, activation) in enumerate((("two", "tanh"), ("norms", "silu"), ("norm", "gelu"), ("wide", "tanh"))):
+        case = cases.NetCase(subject, name, activation, "mse", B=33, weighted=i % 2 == 0, dtype=dtype)
+        made = case.model()
+        plan, state, feed = case.plan(made), case.state(made), case.feed()
+        rows = 2, sum(stage.has_dense for stage in plan.stages), case.B
+        scale = cases.rng_of(name).random(case.B).astype(dtype)
+        got, exact = (PerSample(*np.zeros((2, case.B)), *np.zeros(rows), np.zeros(case.B), scale) for _ in range(2))
+        recorder.accumulate(plan, state, feed, np.zeros(plan.num_parameters, dtype), got)
+        call, gradient = recorder.call, np.zeros(plan.num_parameters)
+        program = _exact(case)[2]
+        sums = program.accumulate(_doubled(feed), 0, gradient, None, exact)
+        expected = {name: near(getattr(exact, name)) for name in ("input_norms", "delta_norms", "norm_norms")}
+        expected |= {"row_loss": near(exact.loss), "row_weight": near(exact.weight)}
+        expected |= {"gradient": (gradient, _of_norms(plan, gradient, share)), "sums": near(sums.totals[:2])}
+        yield replace(call, name=f"samples-{case.id}", expected=expected)
+    for name in ("dropout", "norms", *cases.BATCH_NETS):
+        case = cases.NetCase(subject, name, "silu", "mse", B=16, dtype=dtype)
+        made = case.model()
+        feed, exact = case.feed(70, outputs=np.zeros((70, case.O), dtype)), np.zeros((70, case.O))
+        recorder.predict(case.plan(made), case.state(made), feed)
+        _exact(case)[2].predict(feed.x.astype(np.float64), exact)
+        yield replace(recorder.call, name=f"predict-{case.id}", expected={"outputs": near(exact)})
+
+
+def divergence(recorder: Recorder, subject: str, dtype: str) -> Iterator[Call]:
+    """A gradient that overflows, and a loss that is no number: nothing changes."""
+    for what, x in ((_native.GRADIENT_NOT_FINITE, 0.9 * np.finfo(dtype).max), (_native.LOSS_NOT_FINITE, np.inf)):
+        for B, small in ((1, True), (1, False), (40, True), (40, False)):
+            case = cases.NetCase(subject, "linear", "identity", "mse", O=1, B=B, dtype=dtype)
+            made = case.model()
+            made.parameters[:] = 0  # an output of 0, and a slope of 4
+            plan, state, feed = case.plan(made), case.state(made), case.feed()
+            feed.x[:], feed.y[:] = x, -2
+            with mock.patch("fastbatch.plan.SMALL_GRADIENT", 8192 if small else 0):
+                recorder.run(plan, state, feed, doubles(LR), 1 if B == 1 else THREADS)
+            expected = {name: (array, np.zeros(array.shape)) for name, array in recorder.call.outputs.items()}
+            expected["outcome"] = doubles(0, what), np.zeros(2)
+            yield replace(recorder.call, name=f"diverges-{what}-{B}-{small}", expected=expected)
+
+
+def calls(target: str, dtype: str, shape: tuple[int, int, int], every: int = 1) -> Iterator[Call]:
+    """All cases of a target; of those that differ in shapes and rows of the registries alone one of `every`."""
     recorder, subject = Recorder(shape), f"c-{target}"
     with (
         mock.patch.dict(cases.SUBJECTS, {subject: recorder}),
         mock.patch.object(oracle, "assert_within", recorder.expect),
     ):
-        yield from kernels(recorder, subject, dtype)
+        for many in (kernels, programs):
+            yield from islice(many(recorder, subject, dtype), 0, None, every)
         yield from functions(dtype)
         yield from copies(subject, dtype)
-        yield from programs(recorder, subject, dtype)
+        yield from sources(dtype)
+        yield from drawn(dtype)
+        for few in (settings, samples, divergence):
+            yield from few(recorder, subject, dtype)
 
 
 # -- the driver --------------------------------------------------------------------------------------------------------
@@ -290,7 +372,7 @@ def targets(driver: list[str]) -> dict[tuple[str, str], tuple[int, int, int]]:
     """Usable targets of a driver: name and dtype -> lanes, tile rows, tile vectors."""
     listed = subprocess.run(driver, check=True, capture_output=True, text=True).stdout
     rows = [line.split() for line in listed.splitlines()]
-    return {(name, dtype): tuple(map(int, shape)) for name, dtype, *shape, usable in rows if int(usable)}
+    return {(name, dtype): tuple(map(int, shape)) for name, dtype, *shape, usable, _ in rows if int(usable)}
 
 
 def judge(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -37,13 +38,46 @@ def judge(driver: list[str], target: tuple[str, str], found: list) -> subprocess
     return drive.judge(driver, target, found, capture_output=True, text=True)
 
 
-def test_every_target_passes(driver):
+TARGETS = [(name.removeprefix("c-"), dtype) for name in cases.C_TARGETS for dtype in cases.DTYPES]
+
+
+def test_the_driver_has_the_targets_of_the_library(driver):
     targets = drive.targets(driver)
-    assert set(targets) == {(name.removeprefix("c-"), dtype) for name in cases.C_TARGETS for dtype in cases.DTYPES}
-    for (name, dtype), shape in targets.items():
-        assert shape == cases.SUBJECTS[f"c-{name}"].shape(dtype)
-        result = judge(driver, (name, dtype), drive.calls(name, dtype, shape))
-        assert result.returncode == 0, result.stdout + result.stderr
+    assert targets == {(name, dtype): cases.SUBJECTS[f"c-{name}"].shape(dtype) for name, dtype in TARGETS}
+
+
+@pytest.mark.parametrize("target", TARGETS, ids="-".join)
+def test_every_target_passes(driver, target):
+    result = judge(driver, target, drive.calls(*target, drive.targets(driver)[target]))
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+TABLE = re.search(r"typedef struct fb_kernels \{.*?\n\} fb_kernels;", (ROOT / "csrc/fastbatch.h").read_text(), re.S)[0]
+KERNELS = re.findall(r"\(\*(\w+)\)\(", TABLE)
+
+
+@pytest.fixture(scope="module", params=cases.DTYPES)
+def some_of_all(request, driver, tmp_path_factory) -> list[str]:
+    """Target, dtype and a file with fewer cases."""
+    target = TARGETS[-1][0], request.param
+    path = tmp_path_factory.mktemp("driver") / "some.cases"
+    with open(path, "wb") as file:
+        for call in drive.calls(*target, drive.targets(driver)[target], every=24):
+            call.write(file)
+    return [*target, str(path)]
+
+
+def test_some_of_all_pass(driver, some_of_all):
+    assert subprocess.run([*driver, *some_of_all]).returncode == 0
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_kernel_of_the_table_is_needed(driver, some_of_all, kernel):
+    """One that does nothing is found, by a wrong number or a crash: so no kernel runs on no emulated target."""
+    listed = subprocess.run(driver, check=True, capture_output=True, text=True).stdout
+    assert {int(line.split()[-1]) for line in listed.splitlines()} == {len(KERNELS)}
+    result = subprocess.run([*driver, *some_of_all, str(KERNELS.index(kernel))], capture_output=True, timeout=60)
+    assert result.returncode not in (0, 2), result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +90,9 @@ def one_of_each(driver) -> dict[str, drive.Call]:
 
 
 VERBS = [
-    "dense_forward",
-    "dense_backward",
-    "activate",
-    "slope",
-    "loss",
-    "update",
-    "dropout",
-    "gather",
-    "accumulate",
-    "run",
-]
+    "dense_forward", "dense_backward", "activate", "slope", "loss", "update", "dropout", "gather", "convert", "mix",
+    "noise", "permutation", "multiply_adds", "accumulate", "run", "predict",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -1,10 +1,12 @@
-/* Runs a case file (tests/write_cases.py) on one target, without Python: for cross-compiled and emulated targets.
+/* Runs a case file (tests/drive.py) on one target, without Python: for cross-compiled and emulated targets.
  *
- *     driver                     the targets: name, dtype, lanes, tile rows, tile vectors, usable
- *     driver TARGET DTYPE FILE   exit status 0: every element of every output within its bound, nothing else touched
+ *     driver                       the targets: name, dtype, lanes, tile rows, tile vectors, usable, kernels in the table
+ *     driver TARGET DTYPE FILE     exit status 0: every element of every output within its bound, nothing else touched
+ *     driver TARGET DTYPE FILE K   the same with a table whose kernel K, counted from 0, does nothing
  *
  * A case is a list of named arrays. An output comes with its exact values and its bounds; everything else that is not
- * scratch is to stay as it was, bit for bit, and so are the margins around every array.
+ * scratch is to stay as it was, bit for bit, and so are the margins around every array. What runs a network does it twice:
+ * the bits are those of one thread without the kernels for a row alone.
  */
 #include "fastbatch.h"
 #include "simd/fpmode.h"
@@ -13,12 +15,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MARGIN = 64 * 8, MAX_ARRAYS = 32 }; /* bytes: more than the widest vector overruns */
+enum { MARGIN = 64 * 8, MAX_ARRAYS = 48 }; /* bytes: more than the widest vector overruns */
 
 typedef struct array {
     char name[16];
     int32_t role;              /* 'i' input, 'o' output, 's' scratch */
-    int32_t kind;              /* 'f' float, 'd' double, 'l' int64, 'c' char */
+    int32_t kind;              /* 'f' float, 'd' double; by size 'l' 8, 'i' 4, 'h' 2, 'c' 1 */
     int64_t rows, columns;
 } array;
 
@@ -53,7 +55,10 @@ static void take(FILE *file, void *to, size_t bytes)
     if (bytes && fread(to, bytes, 1, file) != 1) fail("the case file", "ends too early");
 }
 
-static size_t size_of(int32_t kind) { return kind == 'f' ? 4 : kind == 'c' ? 1 : 8; }
+static size_t size_of(int32_t kind)
+{
+    return kind == 'c' ? 1 : kind == 'h' ? 2 : kind == 'f' || kind == 'i' ? 4 : 8;
+}
 
 /* The array one element away from a cache line; both margins, all ones, read as NaN. Scratch stands on a line. */
 static void read_array(FILE *file, held *h)
@@ -218,6 +223,53 @@ static void gather(const fb_kernels *k, test *t)
               at(t, "dst"), dst.columns);
 }
 
+/* How rows of x become inputs; NULL where they are elements as they lie. */
+static const fb_input *input_of(test *t, fb_input *input)
+{
+    if (!maybe(t, "source")) return NULL;
+    *input = (fb_input){row_of(t, "source", fb_source_names), (int64_t)size_of(find(t, "x")->as.kind), integer(t, "step"),
+                        at(t, "scale"), at(t, "shift"), number(t, "noise")};
+    return input;
+}
+
+static void convert(const fb_kernels *k, test *t)
+{
+    const array dst = find(t, "dst")->as;
+    fb_input input;
+    k->convert(input_of(t, &input), dst.rows, integer(t, "width"), at(t, "x"), integer(t, "x_stride"), at(t, "order"),
+               at(t, "dst"), dst.columns);
+}
+
+static void mix(const fb_kernels *k, test *t)
+{
+    const array dst = find(t, "dst")->as;
+    fb_input input;
+    k->mix(input_of(t, &input), dst.rows, integer(t, "width"), at(t, "x"), integer(t, "x_stride"), at(t, "order"),
+           at(t, "share"), find(t, "share")->as.columns > 1, at(t, "dst"), dst.columns);
+}
+
+static void noise(const fb_kernels *k, test *t)
+{
+    const array dst = find(t, "dst")->as;
+    k->noise(dst.rows, integer(t, "width"), at(t, "dst"), dst.columns, (uint64_t)integer(t, "seed"),
+             (uint32_t)integer(t, "update"), integer(t, "first_row"), number(t, "std"));
+}
+
+static void permutation(const fb_kernels *k, test *t)
+{
+    const int64_t n = find(t, "order")->as.columns;
+    fb_permutation(k, n, (uint64_t)integer(t, "seed"), (uint32_t)integer(t, "epoch"), 0, n - 1, at(t, "order"));
+}
+
+/* What each chain of sums goes to. */
+static void multiply_adds(const fb_kernels *k, test *t)
+{
+    const int64_t loops = integer(t, "loops");
+    double sum = 0;
+    const int64_t flops = k->multiply_adds(loops, &sum);
+    *(double *)at(t, "limit") = sum / ((double)flops / (2 * (double)loops));
+}
+
 static fb_network network_of(const fb_kernels *k, test *t)
 {
     const int64_t *offsets = at(t, "offsets");
@@ -232,42 +284,65 @@ static fb_network network_of(const fb_kernels *k, test *t)
                         .uniform = (int)integer(t, "uniform"), .norms = at(t, "norms"), .y = offsets[0], .row_loss = offsets[1],
                         .row_weight = offsets[2], .row_share = offsets[3], .gradient = offsets[4],
                         .scratch = offsets[5], .scratch_bytes = offsets[6], .parts = offsets[7],
-                        .part_bytes = offsets[8], .objective = (int)integer(t, "objective")};
+                        .part_bytes = offsets[8], .running = offsets[9], .objective = (int)integer(t, "objective"),
+                        .buffers = at(t, "buffers"), .buffer_count = find(t, "buffers")->as.columns,
+                        .units = at(t, "units"), .unit_count = maybe(t, "units") ? find(t, "units")->as.rows : 0,
+                        .max_norm = number(t, "max_norm"), .clip_value = number(t, "clip_value"),
+                        .columns_held = (int)integer(t, "columns_held")};
 }
 
-static fb_feed feed_of(const fb_kernels *k, test *t)
+static fb_feed feed_of(const fb_kernels *k, test *t, fb_input *input)
 {
     const held *y = maybe(t, "y");
-    return (fb_feed){.x = at(t, "x"), .x_stride = find(t, "x")->as.columns * k->size, .y = at(t, "y"),
+    return (fb_feed){.x = at(t, "x"), .x_stride = integer(t, "x_stride"), .input = input_of(t, input), .y = at(t, "y"),
                      .y_stride = y ? y->as.columns * k->size : 0, .labels = at(t, "labels"), .weight = at(t, "weight"),
                      .order = at(t, "order"), .rows = integer(t, "rows"), .batch = integer(t, "batch"),
-                     .piece = integer(t, "batch")};
+                     .piece = integer(t, "piece"), .outputs = at(t, "outputs"), .mix_share = at(t, "mix_share"),
+                     .mix_shift = at(t, "mix_shift")};
 }
 
 static void accumulate(const fb_kernels *k, test *t)
 {
     const fb_network net = network_of(k, t);
-    const fb_feed feed = feed_of(k, t);
+    const held *norms = maybe(t, "input_norms");
+    const int64_t stride = norms ? norms->as.columns : 0;
+    const fb_per_sample samples = {at(t, "row_loss"), at(t, "row_weight"), at(t, "input_norms"), at(t, "delta_norms"),
+                                   stride, stride, at(t, "norm_norms"), at(t, "row_scale")};
+    fb_input input;
+    const fb_feed feed = feed_of(k, t, &input);
     const fb_sums sums = fb_accumulate(&net, at(t, "arena"), &feed, 0, at(t, "gradient"), t->thread_count, (fb_sums){0},
-                                         NULL);
+                                       &samples);
     memcpy(at(t, "sums"), &sums, 2 * sizeof(double));
 }
 
 static void run(const fb_kernels *k, test *t)
 {
     const fb_network net = network_of(k, t);
-    const fb_feed feed = feed_of(k, t);
+    fb_input input;
+    const fb_feed feed = feed_of(k, t, &input);
     const int64_t steps = (feed.rows + feed.batch - 1) / feed.batch, forever = INT64_C(1) << 60;
     fb_tuner tuner = {0};
     fb_sums sums = {0};
-    fb_run(&net, at(t, "arena"), &feed, 0, steps, at(t, "lr"), forever, t->thread_count, &tuner, &sums);
-    memcpy(at(t, "sums"), &sums, 2 * sizeof(double));
+    const fb_outcome outcome = fb_run(&net, at(t, "arena"), &feed, 0, steps, at(t, "lr"), forever, t->thread_count, &tuner,
+                                      &sums);
+    if (outcome.threads != t->thread_count) fail(t->name, "fewer threads than asked for");
+    memcpy(at(t, "sums"), &sums, sizeof sums);
+    memcpy(at(t, "outcome"), (double[]){(double)outcome.next, outcome.status}, 2 * sizeof(double));
+}
+
+static void predict(const fb_kernels *k, test *t)
+{
+    const fb_network net = network_of(k, t);
+    fb_input input;
+    const fb_feed feed = feed_of(k, t, &input);
+    fb_predict(&net, at(t, "arena"), find(t, "arena")->as.columns / 2, feed.piece, &feed, t->thread_count);
 }
 
 static const struct { const char *name; void (*call)(const fb_kernels *, test *); } verbs[] = {
     {"dense_forward", dense_forward}, {"dense_backward", dense_backward}, {"activate", activate}, {"slope", slope},
-    {"loss", loss}, {"update", update}, {"dropout", dropout}, {"gather", gather}, {"accumulate", accumulate},
-    {"run", run}};
+    {"loss", loss}, {"update", update}, {"dropout", dropout}, {"gather", gather}, {"convert", convert}, {"mix", mix},
+    {"noise", noise}, {"permutation", permutation}, {"multiply_adds", multiply_adds}, {"accumulate", accumulate},
+    {"run", run}, {"predict", predict}};
 enum { VERBS = sizeof verbs / sizeof *verbs };
 
 /* -- verdict -------------------------------------------------------------------------------------------------------- */
@@ -322,12 +397,65 @@ static double judge(const test *t)
     return worst;
 }
 
+static void call(void (*verb)(const fb_kernels *, test *), const fb_kernels *k, test *t)
+{
+    const fp_mode mode = fp_enter();
+    verb(k, t);
+    fp_leave(mode);
+}
+
+/* Whether a network's outputs have other bits on one thread without the kernels for a row alone. */
+static int depends(void (*verb)(const fb_kernels *, test *), const fb_kernels *k, test *t)
+{
+    fb_kernels others = *k;
+    others.row_forward = NULL;
+    int differ = 0;
+    for (int i = 0; i < t->count; i++) {
+        held *h = &t->arrays[i];
+        char *first = memory(h->bytes); /* in place of what was there before, which goes back to where it was */
+        memcpy(first, h->data, h->bytes);
+        memcpy(h->data, h->before, h->bytes);
+        free(h->before);
+        h->before = first;
+    }
+    test again = *t;
+    again.thread_count = 1;
+    call(verb, &others, &again);
+    for (int i = 0; i < t->count; i++) {
+        const held *h = &t->arrays[i];
+        if (h->as.role != 'o' || memcmp(h->data, h->before, h->bytes) == 0) continue;
+        printf("%s: %s: other bits on one thread by the kernels for many rows\n", t->name, h->as.name);
+        differ = 1;
+    }
+    return differ;
+}
+
+/* The table from its first kernel to its last is nothing but pointers to functions. */
+enum {
+    FIRST_KERNEL = offsetof(fb_kernels, gather),
+    KERNELS = (offsetof(fb_kernels, limit) - FIRST_KERNEL) / sizeof(void (*)(void))
+};
+
+static void nothing(void) {}
+
+static fb_kernels without(const fb_kernels *k, const char *kernel)
+{
+    fb_kernels table = *k;
+    char *end;
+    const long which = strtol(kernel, &end, 10);
+    if (end == kernel || *end || which < 0 || which >= KERNELS) fail(kernel, "not a kernel of the table");
+    void (*const dead)(void) = nothing;
+    memcpy((char *)&table + FIRST_KERNEL + (size_t)which * sizeof dead, &dead, sizeof dead);
+    return table;
+}
+
 static int list_targets(void)
 {
     for (const fb_target *t = fb_targets(); t->name; t++)
         for (int wide = 0; wide < 2; wide++) {
             const fb_kernels *k = wide ? t->f64 : t->f32;
-            printf("%s %s %d %d %d %d\n", t->name, k->dtype, k->lanes, k->tile_rows, k->tile_vectors, t->usable);
+            printf("%s %s %d %d %d %d %d\n", t->name, k->dtype, k->lanes, k->tile_rows, k->tile_vectors, t->usable,
+                   (int)KERNELS);
         }
     return 0;
 }
@@ -335,23 +463,24 @@ static int list_targets(void)
 int main(int argc, char **argv)
 {
     if (argc == 1) return list_targets();
-    if (argc != 4) fail("usage", "driver [TARGET DTYPE FILE]");
+    if (argc != 4 && argc != 5) fail("usage", "driver [TARGET DTYPE FILE [KERNEL]]");
     const fb_target *target = fb_find_target(argv[1]);
     if (!target || !target->usable) fail(argv[1], "not a target, or this CPU cannot run it");
-    const fb_kernels *kernels = fb_find_kernels(argv[1], argv[2]);
-    if (strcmp(kernels->dtype, argv[2])) fail(argv[2], "not a dtype");
+    const fb_kernels *found = fb_find_kernels(argv[1], argv[2]);
+    if (!found || strcmp(found->dtype, argv[2])) fail(argv[2], "not a dtype");
+    const fb_kernels table = argc == 5 ? without(found, argv[4]) : *found, *kernels = &table;
     FILE *file = fopen(argv[3], "rb");
     if (!file) fail(argv[3], "cannot be read");
     struct { int cases, failed; double worst; char name[128]; } sum[VERBS] = {0};
     int cases = 0, failed = 0;
+    fb_set_thread_policy(0, 1); /* as many threads as a case says */
     for (test t; read_test(file, &t); cases++) {
         int v = 0;
         while (v < VERBS && strcmp(verbs[v].name, t.verb)) v++;
         if (v == VERBS) fail(t.name, "a verb that the driver does not know");
-        const fp_mode mode = fp_enter();
-        verbs[v].call(kernels, &t);
-        fp_leave(mode);
-        const double worst = judge(&t);
+        call(verbs[v].call, kernels, &t);
+        double worst = judge(&t);
+        if (maybe(&t, "stages") && depends(verbs[v].call, kernels, &t)) worst = __builtin_inf();
         sum[v].cases++, sum[v].failed += worst > 1, failed += worst > 1;
         if (worst >= sum[v].worst) sum[v].worst = worst, memcpy(sum[v].name, t.name, sizeof t.name);
         release(&t);
