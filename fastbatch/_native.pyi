@@ -83,6 +83,7 @@ class Watch:
 class Network:
     pending: tuple[_Reals, int] | None
     running: _Reals | None
+    least_rows: int
     @property
     def threads_used(self) -> int: ...
     def __init__(

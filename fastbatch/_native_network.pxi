@@ -85,6 +85,7 @@ cdef class Network:
     cdef list spares
     cdef public object pending  # rows of a forward that waits for its backward
     cdef public object running  # statistics that wait for the update
+    cdef public int64_t least_rows  # that the fast path steps on
     cdef readonly int threads_used
     cdef int threads  # that the arena has scratch for
 
@@ -136,7 +137,7 @@ cdef class Network:
         self.limit = limit
         self.lock = lock
         self.spares = []
-        self.threads_used = 1
+        self.threads_used = self.least_rows = 1
 
     def update_by(self, segments, bint uniform, norms, bint columns_held):
         """What updates which parameters from now on; no call may be running."""
@@ -329,7 +330,7 @@ cdef class Network:
             return None
         try:
             if (self.pending is not None or self.running is not None or threads > self.threads
-                    or not 0 < feed.rows <= self.rows or not self.takes(y, feed.rows, &feed)):
+                    or not self.least_rows <= feed.rows <= self.rows or not self.takes(y, feed.rows, &feed)):
                 return None
             sums.loss = sums.weight = sums.norm = 0
             if flops < _BRIEF:

@@ -347,6 +347,9 @@ class ComposedProgram:
         mixed = keep.astype(real) * targets[0] + (1 - keep).astype(real) * targets[1]
         return real(share) * x + real(1 - share) * others[0], mixed, both, total
 
+    def admit(self, rows: int) -> None:
+        """Every number of rows is fine."""
+
     def reserve(self, rows: int) -> None:
         """Memory comes with each call."""
 

@@ -231,6 +231,12 @@ class Program(Protocol):
         DivergenceError before the failing update changes anything.
         """
 
+    def admit(self, rows: int) -> None:
+        """Refuse to train on `rows` rows at a time where what the plan asks for does not pay: a BackendError says why.
+
+        Asked before a single step, and before a fit; `run` does not ask, for what is left of an epoch may be few rows.
+        """
+
     def reserve(self, rows: int) -> None:
         """Make room for `rows` rows at a time, so that no later call of as many has to."""
 

@@ -19,7 +19,7 @@ import fastbatch as fb
 
 try:
     from fastbatch import _native
-    from fastbatch.backends import native
+    from fastbatch.backends import native, native_bf16
 except ImportError:
     pytest.skip("the c backend is not built", allow_module_level=True)
 
@@ -209,34 +209,116 @@ def test_copies_keep_the_precision(engine, twin, backend):
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def chosen(monkeypatch):
+    """``chosen(engine)`` is a backend whose bf16 runs on that engine where it pays."""
+
+    def use(engine: str) -> native.Native:
+        made = native.Native()
+        made.bf16_target = engine
+        monkeypatch.setitem(sys.modules["fastbatch.backends"]._loaded, "c", made)
+        return made
+
+    return use
+
+
 @pytest.mark.parametrize("engine", ENGINES)
-def test_refused_where_it_measures_slower(engine, monkeypatch):
-    chosen = native.Native()
-    chosen.bf16_target = engine
-    monkeypatch.setitem(sys.modules["fastbatch.backends"]._loaded, "c", chosen)
+def test_refused_where_it_measures_slower(engine, chosen, monkeypatch):
+    target = chosen(engine).target
     asked = []
 
     def trial(*arguments):
         asked.append(arguments)
         return 20e-6, 40e-6
 
-    monkeypatch.setattr(native, "_trial", trial)
+    monkeypatch.setattr(native_bf16, "_trial", trial)
     with pytest.raises(fb.BackendError) as caught:
         fb.Trainer(fb.MLP([784, 300, 10]), precision="bf16")
     message = str(caught.value)
-    for part in ("does not pay", "(512, 300)", f"40.0 us here on target {engine}", "20.0 us", "precision='float32'"):
+    for part in ("pay: the", "64 rows", "(512, 300)", f"40.0 us here on target {engine}", "20.0 us in float32; use"):
         assert part in message
-    assert asked == [(chosen.target, engine, 512, 300)]
-    monkeypatch.setattr(native, "_trial", lambda *arguments: (40e-6, 20e-6))
+    with pytest.raises(fb.BackendError, match=r"\(300, 400\)"):
+        fb.Trainer(fb.MLP([200, 300, 400, 10]), precision="bf16")
+    assert asked == [(target, engine, 64, 512, 300, False), (target, engine, 64, 300, 400, True)]
+    monkeypatch.setattr(native_bf16, "_trial", lambda *arguments: (40e-6, 20e-6))
     assert fb.Trainer(fb.MLP([784, 300, 10]), precision="bf16").precision == "bf16"
 
 
+TOO_FEW = {
+    "step": lambda t, x, y: t.step(x[:4], y[:4]),
+    "step weighted": lambda t, x, y: t.step(x[:4], y[:4], np.ones(4)),
+    "partial_fit": lambda t, x, y: t.partial_fit(x[:4], y[:4]),
+    "fit": lambda t, x, y: t.fit(x, y, batch_size=4, input_scale=(0.5, 1)),
+    "fit of few rows": lambda t, x, y: t.fit(x[:4], y[:4], batch_size=64),
+    "micro-batches": lambda t, x, y: t.fit(x, y, batch_size=64, micro_batch_size=4),
+    "a dict": lambda t, x, y: t.fit(x, y, batch_size={0: 64, 2: 4}, epochs=3),
+    "a function": lambda t, x, y: t.fit(x, y, batch_size=lambda epoch: 4),
+    "Grow": lambda t, x, y: t.fit(x, y, batch_size=fb.batching.Grow(4)),
+}
+
+
 @pytest.mark.parametrize("engine", ENGINES)
-def test_narrow_networks_are_refused(engine, monkeypatch):
+@pytest.mark.parametrize("call", TOO_FEW)
+def test_few_rows_are_refused_before_anything_changes(engine, call, chosen, monkeypatch):
+    """Packing the weights costs more than so few rows gain. On the fast path, too: the step before made room for 64."""
+    chosen(engine)
+    asked = []
+
+    def trial(target, bf16_target, rows, *shape):
+        asked.append(rows)
+        return (40e-6, 20e-6) if rows >= 16 else (20e-6, 40e-6)
+
+    monkeypatch.setattr(native_bf16, "_trial", trial)
+    x, y = make_data("cross_entropy", 96, 40, 20)
+    trainer = make_trainer("cross_entropy", sizes=(40, 64, 20), precision="bf16")
+    trainer.step(x[:64], y[:64])
+    before, steps, history = trainer.model.parameters.copy(), trainer.steps, trainer.history
+    with pytest.raises(
+        fb.BackendError, match=r"does not pay for 4 rows at a time: .* 40.0 us.*or larger batches"
+    ) as got:
+        TOO_FEW[call](trainer, x, y)
+    assert "cannot run this model" not in str(got.value)
+    assert asked == [64, 4]
+    assert (trainer.steps, trainer.epochs, trainer.input_scale) == (steps, 0, None)
+    assert trainer.history is history
+    assert_same_bits(trainer.model.parameters, before)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_is_asked_about_rows(engine, chosen, monkeypatch):
+    """Fewer rows once each; more than pay, the rest of an epoch and what does not train never."""
+    chosen(engine)
+    asked = []
+    monkeypatch.setattr(native_bf16, "_trial", lambda *of: asked.append(of[2]) or (40e-6, 20e-6))
+    x, y = make_data("cross_entropy", 100, 40, 20)
+    trainer = make_trainer("cross_entropy", sizes=(40, 64, 20), precision="bf16")
+    trainer.fit(x, y, batch_size=32, epochs=2)  # ends with 4 rows
+    trainer.fit(x, y, batch_size={0: 64, 3: 32, 9: 2})
+    sizes = iter((64, 4))
+    trainer.fit(x, y, batch_size=lambda epoch: next(sizes), epochs=2)  # begun is not refused half way
+    for rows in (100, 64, 32, 20, 20, 40):
+        trainer.step(x[:rows], y[:rows])
+    trainer.gradients(x[:3], y[:3])
+    trainer.evaluate(x[:3], y[:3])
+    trainer.predict(x[:3])
+    assert asked == [64, 32, 20]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_forced_engine_takes_any_number_of_rows(engine, backend, monkeypatch):
+    backend(engine)
+    monkeypatch.setattr(native_bf16, "_trial", lambda *of: pytest.fail("measured"))
+    x, y = make_data("cross_entropy", 8, 40, 20)
+    trainer = make_trainer("cross_entropy", sizes=(40, 64, 20), precision="bf16")
+    trainer.step(x[:1], y[:1])
+    trainer.fit(x, y, batch_size=2)
+    assert trainer.steps == 5
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_narrow_networks_are_refused(engine, chosen):
     """Layers narrower than 16 have float32 products in either table."""
-    chosen = native.Native()
-    chosen.bf16_target = engine
-    monkeypatch.setitem(sys.modules["fastbatch.backends"]._loaded, "c", chosen)
+    chosen(engine)
     with pytest.raises(fb.BackendError, match="does not pay: no layer has 16 inputs and 16 outputs"):
         fb.Trainer(fb.MLP([8, 15, 4]), precision="bf16")
 

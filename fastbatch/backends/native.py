@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from .. import _native, memory, ops, threads
 from ..arena import inference_arena, training_arena
 from ..errors import ArgumentError, BackendError, DivergenceError, did_you_mean
-from ..plan import BF16_NARROW, Plan, Segment
+from ..plan import Plan, Segment
 from ..protocol import Feed, PerSample, State, Sums
+from . import native_bf16
 from .native_own import Rows, missing
 
 __all__ = ["FusedProgram", "Native"]
@@ -105,27 +105,6 @@ threads.follow(_native.set_thread_policy)
 # Rows that a product of the weights' gradient takes at a time in bfloat16; BLOCK_K of csrc/kernels/dense_bf16.inc.
 _BF16_ROWS = 32
 
-# Rows and widths of the products that decide whether bfloat16 pays: 1 to 4 ms.
-_TRIAL_ROWS, _TRIAL_WIDTH = 64, 512
-
-
-@cache
-def _trial(target: str, bf16_target: str, inputs: int, outputs: int) -> tuple[float, float]:
-    """Seconds of a product (64, inputs) x (inputs, outputs) in float32 and in bfloat16: the best of nine, in turns."""
-    x, w = np.ones((_TRIAL_ROWS, inputs), np.float32), np.ones((inputs, outputs), np.float32)
-    z = np.empty((_TRIAL_ROWS, outputs), np.float32)
-    repeats = 1 + 2**21 // (_TRIAL_ROWS * inputs * outputs)  # beside a call from Python, about a microsecond
-    best = [float("inf")] * 2
-    for _ in range(9):  # a lucky one of three let equal code pass as 1.1 times as fast
-        for i, name in enumerate((target, bf16_target)):
-            kernels = _native.Kernels(name)
-            start = time.perf_counter()
-            for _ in range(repeats):
-                kernels.dense_forward(x, w, None, _ACTIVATIONS["identity"], z, z)
-            best[i] = min(best[i], (time.perf_counter() - start) / repeats)
-    return best[0], best[1]
-
-
 # Swaps of a shuffle in one call: some 10 ms, so that Ctrl-C is heard in between.
 _SWAPS = 1 << 18
 
@@ -172,31 +151,15 @@ class Native:
             return f"loss {plan.loss.name!r} has no row in csrc/ops/losses.def"
         if plan.optimizer.formula is None and plan.optimizer.rule not in _OPTIMIZERS:
             return f"optimizer rule {plan.optimizer.rule!r} has no row in csrc/ops/optimizers.def"
-        return self._bf16_refusal(plan) if plan.precision == "bf16" else None
+        return self._bf16_refusal(plan, native_bf16.TRIAL_ROWS) if plan.precision == "bf16" else None
 
-    def _bf16_refusal(self, plan: Plan) -> str | None:
-        """Why precision bf16 cannot run here or would not pay: by measurement, the instructions alone do not tell.
-
-        vdpbf16ps has half the rate of float32 on one CPU and twice on another; narrow layers have no bfloat16 products.
-        """
+    def _bf16_refusal(self, plan: Plan, rows: int) -> str | None:
+        """Why precision bf16 cannot run here, or would not pay for so many rows at a time."""
         if self.bf16_target is None:
             return f"precision bf16 is not available ({self.bf16_missing}); use precision='float32'"
-        dense = [stage for stage in plan.stages if stage.has_dense]
-        if self._bf16_forced or not dense:
+        if self._bf16_forced:
             return None
-        wide = [stage for stage in dense if stage.in_bf16]
-        if not wide:
-            return BF16_NARROW
-        largest = max(wide, key=lambda stage: stage.inputs * stage.outputs)
-        inputs, outputs = (min(width, _TRIAL_WIDTH) for width in (largest.inputs, largest.outputs))
-        slow, fast = _trial(self.target, self.bf16_target, inputs, outputs)
-        if slow > 1.1 * fast:
-            return None
-        return (
-            f"precision bf16 does not pay: the product ({_TRIAL_ROWS}, {inputs}) x ({inputs}, {outputs}), the largest "
-            f"layer's up to {_TRIAL_WIDTH} wide, takes {fast * 1e6:.1f} us here on target {self.bf16_target}, and "
-            f"{slow * 1e6:.1f} us in float32; use precision='float32'"
-        )
+        return native_bf16.refusal(plan, rows, self.target, self.bf16_target)
 
     def dense_forward(
         self, x: Array, w: Array, b: Array | None, activation: ops.Activation, a: Array, z: Array | None
@@ -248,9 +211,12 @@ class Native:
         return order
 
     def program(self, plan: Plan, state: State, num_threads: int | None) -> FusedProgram:
-        target = self.bf16_target if plan.precision == "bf16" else self.target
-        assert target is not None  # supports() has said so
-        return FusedProgram(plan, state, target, num_threads)
+        if plan.precision != "bf16":
+            return FusedProgram(plan, state, self.target, num_threads)
+        assert self.bf16_target is not None  # supports() has said so, and that many rows pay
+        return FusedProgram(
+            plan, state, self.bf16_target, num_threads, native_bf16.TRIAL_ROWS, partial(self._bf16_refusal, plan)
+        )
 
     def steps(self, plan: Plan, state: State, num_threads: int | None) -> None:
         """Its programs are fused as a whole."""
@@ -273,11 +239,21 @@ class FusedProgram:
     """The program protocol in C: one call runs as many steps as fit its time budget, GIL released, nothing allocated.
 
     Memory is one arena for the largest batch seen so far; a larger batch makes a new one before anything runs. Predict
-    has arenas of its own, one for each call at a time.
+    has arenas of its own, one for each call at a time. `refusal` says why steps of fewer than `least_rows` rows are
+    refused, or None.
     """
 
-    def __init__(self, plan: Plan, state: State, target: str, num_threads: int | None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        state: State,
+        target: str,
+        num_threads: int | None,
+        least_rows: int = 1,
+        refusal: Callable[[int], str | None] | None = None,
+    ) -> None:
         self.plan, self.state, self.target, self.num_threads = plan, state, target, num_threads
+        self._refusal = refusal
         self.lock = _native.Lock()
         # by what threads are shared out: flops of float32 that take as long; products in bfloat16 a quarter or less
         wide = np.dtype(plan.dtype).itemsize // 4
@@ -287,6 +263,7 @@ class FusedProgram:
         self._update_flops = _UPDATE_FLOPS * wide * plan.num_parameters
         self._rows = self._threads_reserved = -1
         self._training = self._network(1.0)
+        self._training.least_rows = least_rows
         self._inference = self._network(_FORWARD)
         self._inference_arena = inference_arena(plan, _PREDICT_BLOCK, _ROWS.activations(plan))
         self._inference.place(self._inference_arena, None, None)
@@ -394,6 +371,14 @@ class FusedProgram:
         if status != _native.OK:
             raise self._diverged(status, value)
         return step
+
+    def admit(self, rows: int) -> None:
+        if self._refusal is None or rows >= self._training.least_rows:
+            return
+        reason = self._refusal(rows)
+        if reason is not None:
+            raise BackendError(reason)
+        self._training.least_rows = rows
 
     def reserve(self, rows: int) -> None:
         self._begin(rows)

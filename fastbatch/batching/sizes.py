@@ -11,7 +11,7 @@ from .. import checks
 from ..errors import ArgumentError, as_float, named_fields
 from .noise import NoiseScale
 
-__all__ = ["EXPECTED", "Grow", "as_plain", "from_plain", "most_rows", "policy_of", "rows_at"]
+__all__ = ["EXPECTED", "Grow", "as_plain", "from_plain", "least_rows", "most_rows", "policy_of", "rows_at"]
 
 EXPECTED = (
     'an integer >= 1, "full", "noise", fb.batching.Grow, fb.batching.NoiseScale, a dict {epoch: size} or a function of '
@@ -139,3 +139,12 @@ def most_rows(plain: Any, last: int) -> int | None:
     if plain["name"] == "Grow":
         return rows_at(plain, last)
     return max(size for epoch, size in plain["sizes"] if epoch <= last)
+
+
+def least_rows(plain: Any, size: int, epoch: int, last: int) -> int:
+    """The least of `size`, that of `epoch`, and of what is known of the epochs up to `last`.
+
+    Only a dict gets smaller; what a function or a NoiseScale will say nobody knows.
+    """
+    named = plain["sizes"] if isinstance(plain, dict) and plain["name"] == "epochs" else ()
+    return min([size, *(later for first, later in named if epoch < first <= last)])

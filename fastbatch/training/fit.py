@@ -12,7 +12,7 @@ import numpy as np
 from .. import checks, ops
 from ..augment import parts_of
 from ..batching.noise import as_state, ratio
-from ..batching.sizes import as_plain, from_plain, most_rows, policy_of, rows_at
+from ..batching.sizes import as_plain, from_plain, least_rows, most_rows, policy_of, rows_at
 from ..data.orders import epoch_order
 from ..errors import ArgumentError, CheckpointError, DTypeError
 from ..plan import check_micro_batch
@@ -333,6 +333,9 @@ class Fit:
         accumulated = "batch_size with gradient_accumulation_steps"
         where = accumulated if self.settings.micro_batch_size is None else "micro_batch_size"
         check_micro_batch(trainer._plan, feed.piece, min(feed.batch, feed.rows), where)
+        if self.updates == 0:  # asked once: a fit that has begun goes on, whatever its sizes become
+            last = self.order_epoch + self.settings.epochs - self.epoch - 1
+            trainer._program.admit(min(least_rows(self.settings.batch_size, size, self.order_epoch, last), feed.most))
         if trainer.metrics and self.outputs is None:
             self.outputs = np.zeros((feed.rows, trainer.model.output_size), trainer.model.dtype)
         if self.outputs is not None:  # kernels write there, and it may be out of an edited file

@@ -84,6 +84,8 @@ class Steps:
         ------
         ShapeError, DTypeError, DataError, DivergenceError, BusyError
             Nothing has been changed then.
+        BackendError
+            In bf16 for rows so few that float32 measures faster; nothing has been changed.
         """
         if sample_weight is None and self.model.loss is self.loss:  # the first step takes the careful path, and sets it
             lr = self.optimizer.lr  # looked at here, so that a plain number does not pay for a call
@@ -95,6 +97,7 @@ class Steps:
                 return loss
         with self._busy:
             data = data_of(self.model, self.loss, x, y, sample_weight, device=self._device)
+            self._program.admit(len(data.x))
             feed = Feed(data.x, data.y, data.weight, batch=len(data.x))
             self.model.loss = self.loss
             self._forward_shape = None

@@ -52,7 +52,7 @@ class Trainer(Attributes):
     precision : str, default "float32"
         "bf16" multiplies in bfloat16, for large float32 models on CPUs and GPUs where that is faster, in `fit` as in
         `predict` and `evaluate` of the trainer: operands of products are rounded to 8 bits, sums, weights, optimizer
-        state and everything else stay float32.
+        state and everything else stay float32. Batches below some 8 to 16 rows are refused where they measure slower.
     semantics : {"torch", "sklearn", "keras"}, default "torch"
         Whose formula optimizer and loss mean where the three differ under one name: docs/optimizers.md. "torch" leaves
         both as they are. With "sklearn" the losses that `fit` and `step` report are scikit-learn's loss_curve_,
@@ -246,6 +246,8 @@ class Trainer(Attributes):
         ------
         ShapeError, DTypeError, DataError, ArgumentError
             Before anything changes.
+        BackendError
+            In bf16 for batches, or micro-batches, so small that float32 measures faster; before anything changes.
         DivergenceError
             When a loss or gradient is not finite; the failing update changes nothing.
         BusyError
