@@ -1,69 +1,86 @@
-"""What a call costs beside its arithmetic, and what `import fastbatch` costs."""
+"""What a call from Python costs above the work in C, and what `import fastbatch` costs.
+
+The work is what one step, or one row, takes inside a call that makes thousands of them. Results are checked against the
+reference first.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import time
+import timeit
 
 import numpy as np
 import pytest
 
 import fastbatch as fb
 
-NETWORKS = {"smallest": [1, 1], "small": [16, 32, 1]}
+STEPS = 20_000
+ROWS = 4096  # of one call of predict: as many as stay together
+
+NETS = {
+    "1-1-mse": ((1, 1), "mse"),
+    "16-32-1-mse": ((16, 32, 1), "mse"),
+    "16-32-1-bce": ((16, 32, 1), "bce"),
+    "16-32-4-ce": ((16, 32, 4), "cross_entropy"),
+}
 
 
-def trainers(dims: list[int]) -> list[fb.Trainer]:
-    return [fb.Trainer(fb.MLP(dims, seed=0), "mse", fb.SGD(lr=1e-3), backend=name) for name in ("c", "reference")]
+@pytest.fixture(params=NETS)
+def net(request) -> tuple[str, fb.Trainer, fb.Trainer, np.ndarray, np.ndarray]:
+    """Its name, a trainer whose updates change nothing to speak of and one on the reference, and STEPS rows."""
+    sizes, loss = NETS[request.param]
+    trainers = [fb.Trainer(fb.MLP(sizes), loss, fb.SGD(lr=1e-6), backend=name) for name in ("c", "reference")]
+    x = np.random.default_rng(0).standard_normal((STEPS, sizes[0]), np.float32)
+    y = np.zeros(STEPS, np.int64) if loss == "cross_entropy" else np.zeros((STEPS, 1), np.float32)
+    return request.param, *trainers, x, y
 
 
-def us_per_step_of_fit(trainer: fb.Trainer, steps: int = 2000) -> float:
-    """One row a step inside one call: the arithmetic and its bookkeeping without Python."""
-    X = np.ones((steps, trainer.model.input_size), np.float32)
-    y = np.ones((steps, trainer.model.output_size), np.float32)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        trainer.fit(X, y, batch_size=1, verbose=0, check_finite=False)
-        times.append(1e6 * (time.perf_counter() - start) / steps)
-    return min(times)
+@pytest.fixture
+def note_overhead(benchmark, note):
+    """``note_overhead(row, kernel)`` after the timing: seconds of the work, and what the call takes above them."""
+
+    def put(row: str, kernel: float) -> None:
+        if benchmark.enabled:
+            work, above = 1e6 * kernel, 1e6 * (benchmark.stats["median"] - kernel)
+            cells = {"work us": f"{work:.3f}", "above us": f"{above:.3f}"}
+            note("calls of one row", row, cells, kernel_us=work, overhead_us=above)
+
+    return put
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-def test_step_of_one_row(benchmark, network):
-    trainer, reference = trainers(NETWORKS[network])
-    x = np.ones((1, trainer.model.input_size), np.float32)
-    y = np.ones((1, trainer.model.output_size), np.float32)
-    assert trainer.step(x, y) == pytest.approx(reference.step(x, y), rel=1e-4)
-    kernel = us_per_step_of_fit(trainer)
-    benchmark(trainer.step, x, y)
-    if benchmark.enabled:
-        benchmark.extra_info["kernel_us"] = kernel
-        benchmark.extra_info["overhead_us"] = 1e6 * benchmark.stats["median"] - kernel
+@pytest.mark.parametrize("call", ["positional", "by keyword"])
+def test_step_of_one_row(benchmark, note_overhead, net, call):
+    name, trainer, reference, x, y = net
+    for row in range(3):
+        one = slice(row, row + 1)
+        assert trainer.step(x[one], y[one]) == pytest.approx(reference.step(x[one], y[one]), rel=1e-4)
+
+    def fit() -> None:
+        trainer.fit(x, y, batch_size=1, shuffle=False, verbose=0, check_finite=False)
+
+    fit()
+    kernel = min(timeit.repeat(fit, number=1, repeat=5)) / STEPS
+    arguments = ((x[:1], y[:1]), {}) if call == "positional" else ((), {"x": x[:1], "y": y[:1]})
+    benchmark.pedantic(trainer.step, *arguments, warmup_rounds=5, rounds=50, iterations=2000)
+    note_overhead(f"step {name} {call}", kernel)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-def test_predict_of_one_row(benchmark, network):
-    trainer, _ = trainers(NETWORKS[network])
-    model, rows = trainer.model, 4096
-    x = np.ones((1, model.input_size), np.float32)
-    with fb.set_backend("reference"):
-        expected = model.predict(x)
-    with fb.set_backend("c"), fb.set_num_threads(1):
-        np.testing.assert_allclose(model.predict(x), expected, rtol=1e-5)
-        many = np.ones((rows, model.input_size), np.float32)
-        start = time.perf_counter()
-        model.predict(many)
-        kernel = 1e6 * (time.perf_counter() - start) / rows
-        benchmark(model.predict, x)
-    if benchmark.enabled:
-        benchmark.extra_info["kernel_us"] = kernel
-        benchmark.extra_info["overhead_us"] = 1e6 * benchmark.stats["median"] - kernel
+@pytest.mark.parametrize("owner", ["model", "trainer"])
+def test_predict_of_one_row(benchmark, note_overhead, net, owner):
+    name, trainer, reference, x, _ = net
+    trainer = fb.Trainer(trainer.model, trainer.loss, backend="c", num_threads=1)
+    np.testing.assert_allclose(trainer.predict(x[:ROWS]), reference.predict(x[:ROWS]), rtol=1e-4, atol=1e-6)
+    kernel = min(timeit.repeat(lambda: trainer.predict(x[:ROWS]), number=20, repeat=5)) / 20 / ROWS
+    with fb.set_backend("c"):
+        predict = trainer.model.predict if owner == "model" else trainer.predict
+        np.testing.assert_allclose(predict(x[:1]), reference.predict(x[:1]), rtol=1e-4, atol=1e-6)
+        benchmark.pedantic(predict, (x[:1],), warmup_rounds=5, rounds=50, iterations=2000)
+    note_overhead(f"{owner}.predict {name}", kernel)
 
 
-def test_import(benchmark):
-    """`import fastbatch` in a fresh interpreter that has imported NumPy; the extra info has the import alone."""
+def test_import(benchmark, note):
+    """`import fastbatch` in a fresh interpreter that has imported NumPy; the table has the import alone."""
     code = "import time, numpy; t = time.perf_counter(); import fastbatch; print(1e3 * (time.perf_counter() - t))"
     times = []
 
@@ -72,4 +89,4 @@ def test_import(benchmark):
         times.append(float(done.stdout))
 
     benchmark.pedantic(start, rounds=5, iterations=1)
-    benchmark.extra_info["import_ms"] = min(times)
+    note("import", "import fastbatch, NumPy being there", {"ms": f"{min(times):.1f}"}, import_ms=min(times))
