@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
+import time
 from pathlib import Path
 
 import fastbatch as fb
-from fastbatch.bench import Workload, contestants, machine, measure
+from fastbatch.bench import Workload, machine, verify
+from fastbatch.bench.contestants import Fastbatch
+from fastbatch.bench.harness import wall
 from fastbatch.bench.machine import slug
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +30,8 @@ AXES: dict[str, list[int]] = {
     "threads": list(range(1, CPUS + 1)),
 }
 FLOPS_PER_EPOCH = 4e8  # a few milliseconds
+# All points take turns, so that a slow minute of the machine hits them alike, and the median of the turns counts.
+ROUNDS, TURN = 11, 0.05
 
 
 def network(batch: int, width: int, depth: int) -> Workload:
@@ -36,28 +42,59 @@ def network(batch: int, width: int, depth: int) -> Workload:
     return Workload(one.name, dims, "relu", "ce", "adam", batch, steps)
 
 
+class Point:
+    """A network under way, allowed `threads` threads (None: as many as pay)."""
+
+    def __init__(self, shape: tuple[int, int, int], threads: int | None) -> None:
+        self.workload, self.threads = network(*shape), threads
+        verify(Fastbatch, self.workload)
+        self.run = Fastbatch(self.workload, *self.workload.data())
+        self.times: list[float] = []
+        self.turn()
+        self.times.clear()  # allocated, and the number of threads found
+
+    def turn(self) -> None:
+        """One more time per step: the median of the epochs that TURN seconds take."""
+        epochs = []
+        with fb.set_num_threads(self.threads, exact=self.threads is not None):
+            start = time.perf_counter()
+            while not epochs or time.perf_counter() - start < TURN:
+                epochs.append(wall(self.run.epoch))
+        self.times.append(1e6 * statistics.median(epochs) / self.workload.steps)
+
+    def found(self, at: int, peaks: dict[str, float]) -> dict:
+        us, flops, used = statistics.median(self.times), self.workload.flops_per_step, self.run.threads_used(None)
+        return {
+            "at": at,
+            "us": round(us, 3),
+            "range": [round(min(self.times), 3), round(max(self.times), 3)],
+            "threads": used,
+            "share": round(flops / us / 1e3 / peaks[str(used)], 4),
+            "roofline_us": {n: round(flops / gflops / 1e3, 4) for n, gflops in peaks.items()},
+        }
+
+
 def grow(quick: bool) -> dict:
-    field = contestants.select([])
-    about = machine(field)
-    points = {}
+    about = machine([Fastbatch])
+    points: dict[tuple, Point] = {}  # what several axes share is measured once
+    axes: dict[str, list[tuple[int, Point]]] = {}
     for axis, values in AXES.items():
-        points[axis] = []
-        for value in values[::3] if quick and axis != "threads" else values:
-            with fb.set_num_threads(value if axis == "threads" else None, exact=axis == "threads"):
-                workload = network(**{**BASE, axis: value} if axis != "threads" else BASE)
-                found = measure(workload, field, 5, about["peak_gflops"])
-            ours = found["contestants"]["fastbatch"]
-            if "error" in ours:
-                raise SystemExit(f"{workload.name}: {ours['error']}")
-            flops = workload.flops_per_step
-            point = {"at": value, "us": ours["us"], "threads": ours["threads"], "share": found["share"]}
-            point["roofline_us"] = {n: round(flops / gflops / 1e3, 4) for n, gflops in about["peak_gflops"].items()}
-            points[axis].append(point)
-            print(
-                f"{axis:8}{value:6}  {ours['us']:10.2f} us  {ours['threads']} thread(s)  {found['share']:6.1%}",
-                flush=True,
-            )
-    return {"machine": about, "base": BASE, "points": points}
+        axes[axis] = []
+        for at in values[::3] if quick and axis != "threads" else values:
+            shape = tuple({**BASE, axis: at}[name] for name in BASE)
+            key = shape, at if axis == "threads" else None
+            if key not in points:
+                points[key] = Point(*key)
+            axes[axis].append((at, points[key]))
+    for _ in range(3 if quick else ROUNDS):
+        for point in points.values():
+            point.turn()
+    found = {axis: [point.found(at, about["peak_gflops"]) for at, point in line] for axis, line in axes.items()}
+    for axis, line in found.items():
+        for p in line:
+            spread = "{:.2f} to {:.2f}".format(*p["range"])
+            print(f"{axis:8}{p['at']:6}  {p['us']:10.2f} us ({spread})  {p['threads']} thread(s)  {p['share']:6.1%}")
+    return {"machine": about, "base": BASE, "points": found}
 
 
 def draw(found: dict, path: Path) -> None:
