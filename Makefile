@@ -99,7 +99,7 @@ grid:  ## look for the networks where fastbatch does worst; ARGS='--seconds 3600
 memory:  ## peak memory beside the peers
 	$(PYTHON) benchmarks/memory.py $(ARGS)
 
-readme:  ## measure again what README.md shows; on a quiet machine
+readme:  ## measure again what README.md and docs/speed.md show; on a quiet machine
 	$(PYTHON) benchmarks/readme.py $(ARGS)
 
 lint:  ## ruff (lint and format) and mypy

@@ -3,7 +3,8 @@
     python benchmarks/memory.py [names...] [--peers numpy,torch] [--json PATH]
 
 "library" is what the process holds once the library is imported; "training" is the most that building the network and
-two epochs add beside the data. Linux only: it resets and reads the high-water mark in /proc.
+two epochs add beside the data. Linux only: it resets and reads the high-water mark in /proc. Without names: one
+workload of each kind, some two minutes. benchmarks/readme.py publishes them.
 """
 
 from __future__ import annotations
@@ -14,9 +15,14 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from fastbatch.bench import CONTESTANTS, contestants, workloads
+from fastbatch.bench.contestants import Contestant
+from fastbatch.bench.harness import NOT_INSTALLED
+
+NAMES = (*workloads.QUICK, "mnist-784-512-256-10-b1024-sgd")
 
 MODULES = {"fastbatch": "fastbatch", "numpy": "numpy", "torch": "torch", "torch-compile": "torch"}
 MODULES |= {"jax": "jax.numpy", "jax-scan": "jax.numpy"}
@@ -50,9 +56,27 @@ def peak(key: str, name: str) -> dict:
     return {field: round(value, 1) for field, value in json.loads(done.stdout.splitlines()[-1]).items()}
 
 
+def peaks(names: Sequence[str], field: Sequence[type[Contestant]]) -> dict[str, dict]:
+    """Workload -> contestant -> "library" and "training" in MiB, or "error"; prints a line of each workload."""
+    results: dict[str, dict] = {}
+    print("MiB: library + training".ljust(36), *(f"{c.name:>17}" for c in field))
+    for workload in workloads.select(names):
+        row = {c.name: peak(c.key, workload.name) if c.version() else {"error": NOT_INSTALLED} for c in field}
+        results[workload.name] = row
+        print(f"{workload.name:36}", *(f"{cell(entry):>17}" for entry in row.values()), flush=True)
+        for name, entry in row.items():
+            if "error" in entry:
+                print(f"  {name}: {entry['error']}")
+    return results
+
+
+def cell(entry: dict) -> str:
+    return f"{entry['library']:.0f} + {entry['training']:.1f}" if "library" in entry else "error"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help="workloads whose name holds one of these (default: all but the heavy)")
+    parser.add_argument("names", nargs="*", help="workloads whose name holds one of these (default: one of each kind)")
     parser.add_argument(
         "--peers", type=lambda text: text.split(","), help="such as numpy,torch,jax-scan (default: all)"
     )
@@ -61,17 +85,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.child:
         return child(*arguments.child)
-    field = contestants.select(arguments.peers)
-    results: dict[str, dict] = {}
-    print("MiB: library + training".ljust(36), *(f"{c.name:>17}" for c in field))
-    for workload in workloads.select(arguments.names):
-        row = {c.name: peak(c.key, workload.name) if c.version() else {"error": "not installed"} for c in field}
-        results[workload.name] = row
-        cells = [f"{e['library']:.0f} + {e['training']:.1f}" if "library" in e else "error" for e in row.values()]
-        print(f"{workload.name:36}", *(f"{cell:>17}" for cell in cells), flush=True)
-        for name, entry in row.items():
-            if "error" in entry:
-                print(f"  {name}: {entry['error']}")
+    results = peaks(arguments.names or NAMES, contestants.select(arguments.peers))
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -1,7 +1,8 @@
-"""Writes the table of README.md, docs/speed.svg and benchmarks/results/<machine>-<version>.json from a measurement.
+"""Writes what README.md and docs/speed.md show, and benchmarks/results/<machine>-<version>.json, from a measurement.
 
 python benchmarks/readme.py            every workload but the heavy one; some ten minutes on two quiet cores
 python benchmarks/readme.py --all      all of them
+python benchmarks/readme.py --memory   peak memory alone; the times stay those of the results that are there
 python benchmarks/readme.py --from benchmarks/results/some.json    writes them again, measures nothing
 """
 
@@ -9,11 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
-from fastbatch.bench import bench, contestants
+import memory
+
+from fastbatch.bench import bench, contestants, workloads
+from fastbatch.bench.contestants import Fastbatch
 from fastbatch.bench.harness import NOT_INSTALLED
-from fastbatch.bench.machine import slug
+from fastbatch.bench.machine import machine, slug
 from fastbatch.bench.report import digits, draw, title
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,8 +56,20 @@ def table(about: dict, results: dict[str, dict]) -> str:
     )
 
 
-def write_readme(text: str) -> None:
-    path = ROOT / "README.md"
+def memory_table(peaks: dict[str, dict]) -> str:
+    """Markdown, MiB."""
+    names = [name for name in next(iter(peaks.values())) if any("library" in row[name] for row in peaks.values())]
+    lines = [f"| network | batch | {' | '.join(names)} |", "|---|--:" + "|--:" * len(names) + "|"]
+    for workload, row in peaks.items():
+        w = workloads.BY_NAME[workload]
+        cells = [title(asdict(w)), str(w.batch), *(memory.cell(row[name]) for name in names)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write(page: str, text: str) -> None:
+    """Replace what stands between the marks of `page`."""
+    path = ROOT / page
     before, rest = path.read_text().split(BEGIN)
     _, after = rest.split(END)
     path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
@@ -61,20 +78,28 @@ def write_readme(text: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--all", action="store_true", help="the heavy workload too")
+    parser.add_argument("--memory", action="store_true", help="peak memory alone")
     parser.add_argument("--samples", type=int, default=5, help="epochs per contestant (default: %(default)s)")
     parser.add_argument("--from", dest="source", type=Path, help="results to write again")
     arguments = parser.parse_args()
+    results = ROOT / "benchmarks" / "results"
+    if arguments.memory:
+        arguments.source = results / f"{slug(machine([Fastbatch]))}.json"
     if arguments.source:
         found = json.loads(arguments.source.read_text())
     else:
         found = bench(heavy=arguments.all, samples=arguments.samples)
-    about, results = found["machine"], found["results"]
-    path = ROOT / "benchmarks" / "results" / f"{slug(about)}.json"
+    if arguments.memory or not arguments.source:
+        found["memory"] = memory.peaks(memory.NAMES, contestants.select())
+    about = found["machine"]
+    path = results / f"{slug(about)}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
-    write_readme(table(about, results))
-    draw(about, results, ROOT / "docs" / "speed.svg")
-    print(f"wrote {path.relative_to(ROOT)}, docs/speed.svg, README.md")
+    write("README.md", table(about, found["results"]))
+    draw(about, found["results"], ROOT / "docs" / "speed.svg")
+    if "memory" in found:
+        write("docs/speed.md", memory_table(found["memory"]))
+    print(f"wrote {path.relative_to(ROOT)}, README.md, docs/speed.md, docs/speed.svg")
 
 
 if __name__ == "__main__":

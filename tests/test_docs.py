@@ -34,7 +34,11 @@ NEEDS = {
     "docs/exporting.md": ("onnx", "onnxruntime"),
     "docs/tables.md": ("pyarrow",),
 }
-WITHOUT_EXAMPLE = {"docs/README.md": "a list of the others", "docs/accuracy.md": "generated"}
+WITHOUT_EXAMPLE = {
+    "docs/README.md": "a list of the others",
+    "docs/accuracy.md": "generated",
+    "docs/speed.md": "measured",
+}
 LINKED = [*PAGES, *map(ROOT.joinpath, ("CONTRIBUTING.md", "DESIGN.md", "tests/README.md", "examples/README.md"))]
 
 # Functions that the library's own modules share through `__all__`
