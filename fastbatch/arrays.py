@@ -78,7 +78,10 @@ def is_on_device(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return False
     if hasattr(value, "__dlpack_device__"):
-        return value.__dlpack_device__()[0] in _ON_DEVICE
+        try:
+            return value.__dlpack_device__()[0] in _ON_DEVICE
+        except (ValueError, RuntimeError, BufferError):  # torch's of no device that DLPack knows, "meta": refused elsewhere
+            return False
     return hasattr(value, "__cuda_array_interface__")
 
 
