@@ -36,6 +36,7 @@ static const double GAIN = 0.95;
 /* A comparison ends when the other takes so much longer in one stretch. */
 static const double HOPELESS = 1.25;
 
+_Static_assert(PAIRS == 3 && sizeof ((fb_tuner *)0)->rates == 2 * PAIRS * sizeof(double), "a median of three");
 static double median(const double *x)
 {
     const double low = x[0] < x[1] ? x[0] : x[1], high = x[0] < x[1] ? x[1] : x[0];

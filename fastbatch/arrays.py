@@ -80,7 +80,7 @@ def is_on_device(value: Any) -> bool:
     if hasattr(value, "__dlpack_device__"):
         try:
             return value.__dlpack_device__()[0] in _ON_DEVICE
-        except (ValueError, RuntimeError, BufferError):  # torch's of no device that DLPack knows, "meta": refused elsewhere
+        except (ValueError, RuntimeError, BufferError):  # a device that DLPack lacks, "meta": refused elsewhere
             return False
     return hasattr(value, "__cuda_array_interface__")
 
