@@ -35,7 +35,8 @@ static const char *avx512bf16_missing(void)
 {
     unsigned a = 0, b, c, d;
     if (!__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq") ||
-        !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("fma") || !__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1))
+        !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("fma") ||
+        !__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1))
         return "this CPU lacks avx512_bf16";
     return NULL;
 }

@@ -140,6 +140,7 @@ typedef struct fb_kernels {
     void (*mix_labels)(int64_t rows, int64_t width, const int64_t *labels, const int64_t *index, const void *per_output,
                        const double *share, const double *rest, void *dst, int64_t dst_ld, double *part);
     /* Columns [begin, end) of z (B, O) = x w + b; a = activation(z), which may be the same memory. 2BI(end - begin) flops.
+     * Layers of up to 4 outputs may be made whole whatever the columns: they are not to be split.
      * |error of z| <= gamma(I + 1) (|x| |w| + |b|), gamma(n) = n u / (1 - n u), for any target. */
     void (*dense_forward)(int64_t rows, int64_t inputs, int64_t outputs, const void *x, int64_t x_ld, const void *w,
                           const void *b, int activation, int64_t begin, int64_t end, void *z, void *a, int64_t out_ld);

@@ -7,8 +7,8 @@
  * own steps: one that runs for a moment now and then would otherwise do little but compare.
  *
  * Short stretches do not see the stalls of a thread that loses its CPU to a neighbour for 4 ms now and then, and all wait
- * for it. So the choice is held by its mean since the last comparison, too, and a new choice is on trial until the next
- * one: when its mean exceeds what it replaced, it goes. A second core can be worth nothing for seconds at a time (a busy
+ * for it. So the choice is held by the mean of the better half of the time since the last comparison, too, and a new choice
+ * is on trial until the next one: when that mean exceeds what it replaced, it goes; too little time passes. A second core can be worth nothing for seconds at a time (a busy
  * neighbour, a virtual CPU that was moved), so no verdict is final.
  */
 #include "fastbatch.h"

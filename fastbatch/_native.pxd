@@ -118,8 +118,8 @@ cdef extern from "fastbatch.h" nogil:
         int64_t steps, until
     fb_stretch fb_choose_threads(fb_tuner *, int, int64_t, int64_t, double, int64_t)
     void fb_report(fb_tuner *, fb_stretch, int, int64_t, int64_t)
-    void fb_set_thread_policy(int, int) nogil
-    int fb_exact() noexcept nogil
+    void fb_set_thread_policy(int, int)
+    int fb_exact()
     fb_outcome fb_run(const fb_network *, char *, const fb_feed *, int64_t, int64_t, const double *, int64_t, int,
                       fb_tuner *, fb_sums *)
     fb_sums fb_accumulate(const fb_network *, char *, const fb_feed *, int64_t, char *, int, fb_sums,

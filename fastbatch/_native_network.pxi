@@ -56,7 +56,7 @@ cdef bint _between(const real *y, int64_t n, double least, double most) noexcept
 _ROWS_OF_SOURCES = {np.dtype(name).str[1:]: row for row, name in enumerate(sources)}
 
 
-# Flops of a step that is over sooner than the interpreter's lock would be handed to another thread and back.
+# Flops of a step that, alone, is over sooner than the interpreter's lock would be handed to another thread and back.
 cdef enum:
     _BRIEF = 100_000
 
@@ -85,7 +85,7 @@ cdef class Network:
     cdef list spares
     cdef public object pending  # rows of a forward that waits for its backward
     cdef public object running  # statistics that wait for the update
-    cdef public int64_t least_rows  # that the fast path steps on
+    cdef public int64_t least_rows  # from which on precision is known to pay: fewer take the careful path
     cdef readonly int threads_used
     cdef int threads  # that the arena has scratch for
 
@@ -333,7 +333,7 @@ cdef class Network:
                     or not self.least_rows <= feed.rows <= self.rows or not self.takes(y, feed.rows, &feed)):
                 return None
             sums.loss = sums.weight = sums.norm = 0
-            if flops < _BRIEF:
+            if threads == 1 and flops < _BRIEF:
                 outcome = self.one_step(&feed, lr, threads, &sums)
             else:
                 with nogil:

@@ -61,7 +61,7 @@ def as_array(value: Any, where: str) -> Array:
 
 
 def _by_protocol(value: Any) -> Array:
-    if hasattr(value, "__dlpack_device__") and value.__dlpack_device__()[0] not in _IN_MEMORY:
+    if is_on_device(value) or (hasattr(value, "__dlpack_device__") and value.__dlpack_device__()[0] not in _IN_MEMORY):
         raise TypeError(f"its memory is that of {getattr(value, 'device', 'another device')}")
     return np.asarray(value) if hasattr(value, "__array__") else np.from_dlpack(value)
 

@@ -100,8 +100,8 @@ class set_num_threads:
     n : int or None
         None goes back to the default.
     exact : bool, default False
-        Use `n` threads whatever the work, for tests; callers at the same time share the CPUs all the same. Results are the
-        same bits either way.
+        Use `n` threads whatever the work, for tests; callers at the same time share the CPUs all the same. Results are
+        the same bits either way.
 
     Raises
     ------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -212,6 +213,13 @@ class Elsewhere:
         return X
 
 
+class Lent:
+    """An array of Numba on a GPU: another protocol, and it copies itself, too."""
+
+    __cuda_array_interface__: ClassVar = {"version": 3, "shape": X.shape, "typestr": "<f4", "data": (4096, False)}
+    __array__ = Elsewhere.__array__
+
+
 def of_torch(make):
     return lambda: make(import_of("torch"))
 
@@ -227,6 +235,7 @@ REFUSED = {
     "bfloat16": (of_torch(lambda t: t.ones(3, WIDTH).bfloat16()), fb.DTypeError, "got Tensor: .*BFloat16"),
     "jax-bfloat16": (lambda: import_of("jax.numpy").ones((3, WIDTH), "bfloat16"), fb.DTypeError, "got bfloat16"),
     "cuda": (Elsewhere, fb.DTypeError, "NumPy can look at, got Elsewhere: its memory is that of cuda:0"),
+    "numba": (Lent, fb.DTypeError, "NumPy can look at, got Lent: its memory is that of another device"),
     "lazy": (lambda: polars_table(MIXED).lazy(), fb.DTypeError, r"got a LazyFrame; \.collect\(\)"),
 }
 

@@ -1,7 +1,7 @@
 """Everything with everything: random networks, losses, optimizers and settings of a fit, drawn from a seed.
 
 What must hold of every combination: backends c and numba compute what the reference does, no bit depends on threads or
-pieces (of numba's where its own steps run), and a fit that is interrupted, saved, read and resumed ends with the bits
+pieces (of numba's where its own kernels sum), and a fit that is interrupted, saved, read and resumed ends with the bits
 of one that was not.
 """
 
@@ -168,6 +168,14 @@ class Draw:
             found.pop("validation_split", None)
         return found
 
+    @property
+    def mixed(self) -> bool:
+        return any(isinstance(step, fb.augment.Mixup) for step in self.fit.get("augment", []))
+
+    @property
+    def has_norms(self) -> bool:
+        return any(isinstance(layer, (fb.LayerNorm, fb.BatchNorm)) for layer in self.layers)
+
     def data(self) -> None:
         rng, rows = self.rng, int(self.of(2, 3, 33, 64, 65, ROWS_AT_MOST))
         x = rng.normal(size=(rows, self.inputs))
@@ -262,7 +270,7 @@ def check(draw: Draw, folder, backend: str = "c") -> str:
     program = one._program
     if not isinstance(program, ComposedProgram) or program._steps is not None:  # sums are not NumPy's
         _same(draw.run(threads=2, backend=backend), one)
-        if draw.pieces:
+        if draw.pieces and not (backend == "numba" and draw.mixed and draw.has_norms):  # whose sums are NumPy's
             _same(draw.run(threads=2, others={"micro_batch_size": draw.pieces}, backend=backend), one)
 
     if not draw.comparable:

@@ -52,7 +52,8 @@ class Trainer(Attributes):
     precision : str, default "float32"
         "bf16" multiplies in bfloat16, for large float32 models on CPUs and GPUs where that is faster, in `fit` as in
         `predict` and `evaluate` of the trainer: operands of products are rounded to 8 bits, sums, weights, optimizer
-        state and everything else stay float32. Batches below some 8 to 16 rows are refused where they measure slower.
+        state and everything else stay float32. On a CPU batches below some 8 to 16 rows are refused where they measure
+        slower.
     semantics : {"torch", "sklearn", "keras"}, default "torch"
         Whose formula optimizer and loss mean where the three differ under one name: docs/optimizers.md. "torch" leaves
         both as they are. With "sklearn" the losses that `fit` and `step` report are scikit-learn's loss_curve_,

@@ -154,7 +154,7 @@ def seen(value: Any, where: str) -> Any:
 
         # 1 is the default queue, for which those of this backend wait
         return _Seen(StridedMemoryView.from_dlpack(value, stream_ptr=1))
-    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+    except (TypeError, ValueError, RuntimeError, BufferError, AttributeError, KeyError) as error:
         raise DTypeError(f"{where}: expected what kernels can look at, got {type(value).__name__}: {error}") from error
 
 
