@@ -25,8 +25,8 @@ Array = np.ndarray
 DTYPES = checks.DTYPES
 SHORT = {"float32": "f32", "float64": "f64"}
 PRIMES = (2, 5, 7, 11, 13, 31)
-# (B, I, O) beyond every block of the kernels: rows, depth and columns in pieces, strips, copied and turned panels
-BLOCKS = ((300, 401, 210), (1100, 130, 61), (40, 701, 531), (70, 1100, 3), (257, 64, 64))
+# (B, I, O) beyond every block of the kernels: rows, depth, columns, strips, panels copied and turned, their memory
+BLOCKS = ((300, 401, 210), (1100, 130, 61), (40, 701, 531), (70, 1100, 3), (257, 64, 64), (3, 33800, 4))
 
 
 def _subjects() -> dict[str, object]:
