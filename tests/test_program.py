@@ -208,11 +208,19 @@ def test_order_is_a_gather(case):
     assert other[0][0].tobytes() != shuffled[0][0].tobytes()
 
 
+# of layers as wide as vectors, thin ones, and networks of so few parameters that they are updated at once
+ROW_SIZES = (
+    (16, 32, 1), (1, 1), (5, 3), (7, 64, 33, 4), (70, 17, 5),
+    (2, 2, 2), (1, 1, 1, 1, 2), (3, 16, 1), (40, 3), (90, 1, 4), (2, 3, 15, 2),
+)  # fmt: skip
+ROW_SETTINGS = [("tanh", fb.Adam, 0.3), ("gelu", fb.Adam, None), ("silu", fb.SGD, None)]
+
+
 @pytest.mark.parametrize("subject", FUSED)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("sizes", [(16, 32, 1), (1, 1), (5, 3), (7, 64, 33, 4), (70, 17, 5)], ids=str)
-@pytest.mark.parametrize("activation", ["tanh", "gelu"])
-def test_a_row_alone_is_a_batch_of_one(subject, dtype, sizes, activation):
+@pytest.mark.parametrize("sizes", ROW_SIZES, ids=str)
+@pytest.mark.parametrize(("activation", "optimizer", "clip"), ROW_SETTINGS)
+def test_a_row_alone_is_a_batch_of_one(subject, dtype, sizes, activation, optimizer, clip):
     """Steps of one row take a shorter way, which a first stage without weights bars; not a bit differs."""
     inputs, *widths = sizes
     layers = [fb.Dense(width, activation if width != widths[-1] else "identity") for width in widths]
@@ -225,7 +233,7 @@ def test_a_row_alone_is_a_batch_of_one(subject, dtype, sizes, activation):
     ran = []
     for first in ([], [fb.Activation("identity")]):
         made = fb.Sequential([*first, *layers], input_size=inputs, seed=3, dtype=dtype)
-        plan = make_plan(made, loss, fb.Adam(lr=LR), clip_value=0.3)
+        plan = make_plan(made, loss, optimizer(lr=LR), clip_value=clip)
         slots = np.zeros((2, made.num_parameters), dtype)
         state = State(made.parameters, slots, np.zeros(1, np.int64), 1, made.buffers)
         program = program_of(subject, plan, state)
