@@ -33,12 +33,12 @@ endef
 $(eval $(call ulp_of,ulp,$$(CC)))
 $(eval $(call ulp_of,ulp-arm,$$(ARM_CC)))
 
-.PHONY: help build test test-all test-simulated test-compiled test-gpu test-driver test-arm ulp ulp-arm bench lint format sanitize clean
-.PHONY: help build test bench peers growth grid memory readme lint format sanitize clean
+.PHONY: help build test test-all test-simulated test-compiled test-gpu test-driver test-arm ulp ulp-arm
+.PHONY: bench peers growth grid memory readme lint format sanitize clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1:\2/p' $(firstword $(MAKEFILE_LIST)) | \
-		while IFS=: read -r target text; do printf '  make %-14s%s\n' "$$target" "$$text"; done
+		while IFS=: read -r target text; do printf '  make %-16s%s\n' "$$target" "$$text"; done
 
 build:  ## compile the C extension in place; `pip install -e '.[test,dev]'` once before it
 	$(PYTHON) setup.py build_ext --inplace
@@ -49,13 +49,15 @@ test:  ## the default tier of the tests
 test-all:  ## all tests, the exhaustive ones with them
 	$(PYTHON) -m pytest -m ""
 
-test-simulated:  ## kernels of the cuda backend in numba-cuda's simulator; needs fastbatch[cuda], no GPU
-	NUMBA_ENABLE_CUDASIM=1 $(PYTHON) -m pytest $(CUDA_TESTS) $(ARGS)
+CUDA_TESTS = $(wildcard tests/test_cuda_*.py)
+SIMULATED = $(patsubst tests/test_%.py,simulated-%,$(filter-out %_gpu.py,$(CUDA_TESTS)))
+test-simulated: $(SIMULATED)  ## kernels of the cuda backend in numba-cuda's simulator, -j2 halves it; needs fastbatch[cuda], no GPU
+$(SIMULATED): simulated-%:
+	NUMBA_ENABLE_CUDASIM=1 $(PYTHON) -m pytest tests/test_$*.py $(ARGS)
 
 test-compiled:  ## every kernel of the cuda backend through NVIDIA's compilers; needs fastbatch[cuda], no GPU (12 minutes)
 	$(PYTHON) -m pytest -m gpu tests/test_cuda.py $(ARGS)
 
-CUDA_TESTS = $(wildcard tests/test_cuda_*.py)
 # The sanitizer watches few tests, being some 50 times slower.
 test-gpu:  ## the cuda backend on this machine's GPU; under compute-sanitizer, too, where that is installed
 	FASTBATCH_EXPECT=cuda $(PYTHON) -m pytest -m "" tests/test_cuda.py $(CUDA_TESTS) $(ARGS)
