@@ -192,8 +192,7 @@ def test_streamed_rows_are_the_same_rows(ordered, monkeypatch):
     assert not np.isnan(outputs).any()
 
 
-# cuts know nothing of products, and simulated tensor cores take minutes for layers of 64 units
-@parametrize([case for case in served(few_nets(["cuda"]))[::2] if (case.net, case.dtype) != ("narrow", "float32")])
+@parametrize(served(few_nets(["cuda"]))[::2])
 def test_a_run_may_be_cut_anywhere(case):
     rows = 3 * case.B + 3
     whole = test_program.run(case, case.feed(rows))

@@ -225,7 +225,8 @@ def test_a_program_rounds_operands_and_nothing_else(full, in_bf16, monkeypatch):
     np.testing.assert_array_equal(whole, gradient)
 
 
-BF16_CASES = [replace(case, net=("wide", "dropped")[k % 2], B=9, O=3) for k, case in enumerate(few(NETS, 1, "loss"))]
+# Rows of which rounding takes no value over a kink of its activation.
+BF16_CASES = [replace(case, net=("wide", "dropped")[k % 2], B=10, O=3) for k, case in enumerate(few(NETS, 1, "loss"))]
 
 
 @pytest.fixture

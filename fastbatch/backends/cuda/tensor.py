@@ -115,24 +115,33 @@ def of_tensor(tile: Tile, arithmetic: str) -> Way:
 
 
 def _emulated(arithmetic: str) -> Any:
-    """`mma` in the simulator: lanes show each other their words, and each makes its four outputs."""
+    """`mma` in the simulator: lanes leave what they hold, and the first of a warp multiplies for all of them."""
     size = 1 if arithmetic == TF32 else 2  # numbers in a word
 
     @inner
     def mma(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
         t = cuda.threadIdx.y * cuda.blockDim.x + cuda.threadIdx.x
-        shown = cuda.shared.array((2, 1024, 6), np.uint32)
-        turn = shown[_turn()]  # whoever is late still reads the words of the time before
-        turn[t] = a0, a1, a2, a3, b0, b1
+        given = cuda.shared.array((2, 1024, 6), np.uint32)
+        sums = cuda.shared.array((2, 1024, 4), np.float32)
+        turn = _turn()  # whoever is late still reads the sums of the time before
+        given[turn, t] = a0, a1, a2, a3, b0, b1
+        sums[turn, t] = c0, c1, c2, c3
         cuda.syncthreads()
-        g, pair = t % 32 // 4, t % 4 * 2
-        of_warp = turn[t // 32 * 32 :][:32].reshape(8, 4, 6)
-        a = np.stack([_numbers(of_warp[g, :, q::2][:, :2], size) for q in range(2)])
-        b = np.stack([_numbers(of_warp[pair + e, :, 4:], size) for e in range(2)])
-        sums = [[c0, c1], [c2, c3]]
-        return tuple(_cut_off(a[r] * b[c], sums[r][c]) for r in range(2) for c in range(2))
+        if t % 32 == 0:
+            sums[turn, t : t + 32] = _multiplied(given[turn, t : t + 32], sums[turn, t : t + 32], size)
+        cuda.syncthreads()
+        return tuple(sums[turn, t])
 
     return mma
+
+
+def _multiplied(words: np.ndarray, start: np.ndarray, size: int) -> np.ndarray:
+    """C + A B (32, 4), as lanes hold them, of words (32, 6): four of A, two of B."""
+    words = words.reshape(8, 4, 6)  # rows of A, or columns of B; four lanes along k
+    a = np.stack([_numbers(words[..., q:4:2], size) for q in range(2)], axis=1)  # (8, 2, K)
+    b = _numbers(words[..., 4:], size).reshape(4, 2, -1)  # (columns of a lane, 2, K)
+    products = a[:, None, :, None] * b[None, :, None]  # (8, 4, 2, 2, K)
+    return _cut_off(products, start.reshape(8, 4, 2, 2)).reshape(32, 4)
 
 
 def _turn() -> int:
@@ -143,26 +152,27 @@ def _turn() -> int:
 
 
 def _numbers(words: np.ndarray, size: int) -> np.ndarray:
-    """A row of A, or a column of B, along k: words (4 lanes, 2), the second those of the upper half of k."""
+    """Rows of A, or columns of B, along k (8, K): words (8, 4 lanes, 2), the second those of the upper half of k."""
     halves = [words] if size == 1 else [words << np.uint32(16), words & np.uint32(0xFFFF0000)]
-    found = np.stack([half.view(np.float32) for half in halves], axis=-1)  # (t, upper, number)
-    return found.transpose(1, 0, 2).reshape(-1).astype(np.float64)
+    found = np.stack([half.view(np.float32) for half in halves], axis=-1)  # (8, t, upper, number)
+    return found.transpose(0, 2, 1, 3).reshape(8, -1).astype(np.float64)
 
 
-def _cut_off(products: np.ndarray, start: np.float32) -> np.float32:
-    """The sum of exact products and `start`, each cut off below the last bit of the largest in float32, as is the sum.
+def _cut_off(products: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """The sums of exact products along the last axis and `start`, each cut off below the last bit of the largest in
+    float32, as is the sum.
 
     Devices keep a bit or more below that (Fasi, Higham, Mikaitis, Pranesh, Numerical behavior of NVIDIA tensor cores,
     PeerJ Computer Science 7, 2021).
     """
-    terms = np.append(products, np.float64(start))
-    top = np.abs(terms).max()
-    if not np.isfinite(top):
-        return np.float32(terms.sum())
-    unit = 2.0 ** (np.frexp(top)[1] - 24)
-    exact = np.trunc(terms / unit).sum() * unit
-    found = np.float32(exact)
-    return found if abs(found) <= abs(exact) else np.nextafter(found, np.float32(0))
+    terms = np.concatenate([products, start[..., None].astype(np.float64)], axis=-1)
+    top = np.abs(terms).max(axis=-1)
+    with np.errstate(all="ignore"):
+        unit = 2.0 ** (np.frexp(np.where(np.isfinite(top), top, 1))[1] - 24)
+        exact = np.trunc(terms / unit[..., None]).sum(axis=-1) * unit
+        found = exact.astype(np.float32)
+        found = np.where(np.abs(found) <= np.abs(exact), found, np.nextafter(found, np.float32(0)))
+        return np.where(np.isfinite(top), found, terms.sum(axis=-1).astype(np.float32))
 
 
 _KEPT = np.uint32(0xFFFFE000)  # the upper 19 bits of a float32 are its sign, exponent, and 10 of TF32
