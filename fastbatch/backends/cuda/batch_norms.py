@@ -10,7 +10,7 @@ import numpy as np
 from .. import scalars
 from ..scalars import norms as rules
 from .norms import ALONG, FACTOR, MEAN, STATISTICS, SUM, VAR, counts, of_lines, part_at
-from .passes import LANES, LOSS_ROWS
+from .passes import LANES, LOSS_ROWS, rows_from
 from .shim import cuda, kernel
 
 __all__ = [
@@ -28,7 +28,7 @@ def moments(dtype: str) -> Any:
         if f["status"] != 0:
             return
         found = cuda.shared.array((LOSS_ROWS, LANES), real)
-        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
+        rows = rows_from(frame, at)
         if rows <= 0:
             return
         width, lane, line = s["outputs"], cuda.threadIdx.x, cuda.threadIdx.y
@@ -67,7 +67,7 @@ def combine_moments(dtype: str) -> Any:
         f, s = frame[0], stages[i]
         if f["status"] != 0:
             return
-        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
+        rows = rows_from(frame, at)
         if rows <= 0:
             return
         width = s["outputs"]
@@ -108,7 +108,7 @@ def normal_columns(dtype: str, activation: str) -> Any:
         f, s = frame[0], stages[i]
         if f["status"] != 0:
             return
-        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
+        rows = rows_from(frame, at)
         if rows <= 0:
             return
         width = s["outputs"]
@@ -148,7 +148,7 @@ def still_columns(dtype: str, activation: str) -> Any:
 
     def still_column(frame, stages, m, i, at):
         f, s = frame[0], stages[i]
-        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
+        rows = rows_from(frame, at)
         width, eps = s["outputs"], real(s["eps"])
         for e in range(cuda.grid(1), rows * width, cuda.gridsize(1)):
             j = e % width
@@ -168,7 +168,7 @@ def combine_slopes(dtype: str) -> Any:
         f, s = frame[0], stages[i]
         if f["status"] != 0:
             return
-        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
+        rows = rows_from(frame, at)
         if rows <= 0:
             return
         width = s["outputs"]
@@ -196,7 +196,7 @@ def slope_columns(dtype: str) -> Any:
         f, s = frame[0], stages[i]
         if f["status"] != 0:
             return
-        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
+        rows = rows_from(frame, at)
         if rows <= 0:
             return
         width, to = s["outputs"], stages[i - 1]["dy"]

@@ -15,7 +15,7 @@ import numpy as np
 from .. import scalars
 from ..scalars import norms as rules
 from ..scalars.arithmetic import multiply_add
-from .passes import LANES, LOSS_ROWS
+from .passes import LANES, LOSS_ROWS, rows_from
 from .shim import cuda, inner, kernel
 from .tiles import TILE_ROWS
 
@@ -62,7 +62,7 @@ def normal_rows(dtype: str, activation: str) -> Any:
         if f["status"] != 0:
             return
         parts = cuda.shared.array((LOSS_ROWS, LANES), real)
-        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
+        rows = rows_from(frame, at)
         width, lane, line = s["outputs"], cuda.threadIdx.x, cuda.threadIdx.y
         for row0 in range(cuda.blockIdx.x * LOSS_ROWS, rows, cuda.gridDim.x * LOSS_ROWS):
             r = row0 + line
@@ -103,7 +103,7 @@ def slope_rows(dtype: str) -> Any:
             return
         sums = cuda.shared.array((LOSS_ROWS, LANES), real)
         products = cuda.shared.array((LOSS_ROWS, LANES), real)
-        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
+        rows = rows_from(frame, at)
         width, lane, line = s["outputs"], cuda.threadIdx.x, cuda.threadIdx.y
         to = stages[i - 1]["dy"]
         for row0 in range(cuda.blockIdx.x * LOSS_ROWS, rows, cuda.gridDim.x * LOSS_ROWS):
@@ -192,7 +192,7 @@ def slope_parts(dtype: str, over_rows: bool) -> Any:
             return
         sums = cuda.shared.array((LOSS_ROWS, LANES), real)
         products = cuda.shared.array((LOSS_ROWS, LANES), real)
-        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
+        rows = rows_from(frame, at)
         if rows <= 0:
             return
         width, lane, line = s["outputs"], cuda.threadIdx.x, cuda.threadIdx.y
@@ -232,7 +232,7 @@ def add_gradient(dtype: str) -> Any:
         f, s = frame[0], stages[i]
         if f["status"] != 0:
             return
-        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
+        rows = rows_from(frame, at)
         if rows <= 0:
             return
         width = s["outputs"]

@@ -27,6 +27,7 @@ __all__ = [
     "losses",
     "losses_of",
     "row_norms",
+    "rows_from",
     "scale_rows",
 ]
 
@@ -34,6 +35,13 @@ __all__ = [
 LANES = 4 if SIMULATED else 32
 LOSS_ROWS = 2 if SIMULATED else 8
 LABELS, VALUES, NONE = "labels", "values", "none"
+
+
+@inner
+def rows_from(frame, at):
+    """Rows of the piece that begins at row `at` of the batch, the last of an epoch being what is left of the data."""
+    f = frame[0]
+    return min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
 
 
 @cache
@@ -48,7 +56,7 @@ def gather(dtype: str, target: str, ordered: bool, weighted: bool) -> Any:
         f = frame[0]
         if f["status"] != 0:
             return
-        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
+        rows = rows_from(frame, at)
         gathered(frame, stages, m, d, x, y, weight, order, units, at, 0, rows, cuda.grid(1), cuda.gridsize(1))
 
     return kernel(gather_rows)
@@ -100,7 +108,7 @@ def keep(dtype: str) -> Any:
         s = stages[f["stages"] - 1]
         if f["status"] != 0:
             return
-        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
+        rows = rows_from(frame, at)
         begin, width = (f["shift"] + f["base"] + at) * s["outputs"], s["outputs"]
         for e in range(cuda.grid(1), rows * width, cuda.gridsize(1)):
             outputs[begin + e] = m[s["out"] + e]
@@ -117,7 +125,7 @@ def activate(dtype: str, activation: str) -> Any:
         f, s = frame[0], stages[i]
         if f["status"] != 0:
             return
-        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
+        rows = rows_from(frame, at)
         x, a = s["x"], s["a"]
         for e in range(cuda.grid(1), rows * s["outputs"], cuda.gridsize(1)):
             m[a + e] = value(m[x + e])
@@ -141,7 +149,7 @@ def drop(dtype: str, source: str, to: str, activation: str) -> Any:
         f, s = frame[0], stages[i]
         if f["status"] != 0:
             return
-        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
+        rows = rows_from(frame, at)
         width, threshold, saved = s["outputs"], s["threshold"], s["saved"]
         blocks = (width + 15) // 16
         factor = real(256) / real(threshold)
@@ -173,7 +181,7 @@ def deltas(dtype: str, activation: str) -> Any:
         f, s = frame[0], stages[i]
         if f["status"] != 0:
             return
-        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
+        rows = rows_from(frame, at)
         dy, saved = s["dy"], s["saved"]
         for e in range(cuda.grid(1), rows * s["outputs"], cuda.gridsize(1)):
             m[dy + e] *= slope(m[saved + e])
@@ -193,7 +201,7 @@ def losses(dtype: str, name: str, labelled: bool) -> Any:
         f = frame[0]
         if f["status"] != 0:
             return
-        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
+        rows = rows_from(frame, at)
         begin, step = cuda.blockIdx.x * LOSS_ROWS, cuda.gridDim.x * LOSS_ROWS
         of_rows(frame, stages, m, d, begin, rows, step, cuda.threadIdx.x, cuda.threadIdx.y)
 

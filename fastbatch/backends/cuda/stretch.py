@@ -15,7 +15,7 @@ import numpy as np
 from ...plan import Plan
 from .. import scalars
 from . import passes
-from .passes import LANES
+from .passes import LANES, rows_from
 from .shim import cuda, kernel
 from .tensor import tiles_for
 from .tiles import FORWARD, INPUT, TILE_ROWS, WEIGHT, tile_of, way_of
@@ -71,7 +71,7 @@ def stretches(
         f = frame[0]
         if f["status"] != 0:
             return
-        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
+        rows = rows_from(frame, at)
         begin = cuda.blockIdx.x * TILE_ROWS
         end = min(rows, begin + TILE_ROWS)
         if begin >= end:

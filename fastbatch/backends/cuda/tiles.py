@@ -16,6 +16,7 @@ import numpy as np
 
 from .. import scalars
 from .panels import LARGE, SMALL, Tile, Way, of_fma, panel_of
+from .passes import rows_from
 from .shim import SIMULATED, cuda, inner, kernel
 from .tensor import FEWEST, FMA, TF32, of_tensor
 
@@ -70,7 +71,7 @@ def _product(dtype: str, tile: Tile, kind: int, function: Callable, arithmetic: 
         f, s = frame[0], stages[i]
         if f["status"] != 0:
             return
-        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
+        rows = rows_from(frame, at)
         row0, column0 = cuda.blockIdx.y * tile_rows, cuda.blockIdx.x * tile_columns
         a = cuda.shared.array(of_a, real)
         b = cuda.shared.array(of_b, real)

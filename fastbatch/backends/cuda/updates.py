@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import scalars
 from ..scalars import CONSTANTS, HYPERS
+from .passes import rows_from
 from .shim import SIMULATED, cuda, inner, kernel
 from .tiles import TILE_ROWS
 
@@ -36,7 +37,7 @@ def tally() -> Any:
         f = frame[0]
         if f["status"] != 0:
             return
-        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
+        rows = rows_from(frame, at)
         stretches = (rows + TILE_ROWS - 1) // TILE_ROWS
         for k in range(cuda.threadIdx.x, stretches, THREADS):
             loss, weight = 0.0, 0.0
@@ -72,7 +73,7 @@ def add_parts(dtype: str) -> Any:
         f = frame[0]
         if f["status"] != 0:
             return
-        rows = min(f["piece"], min(f["batch"], f["total"] - f["base"]) - at)
+        rows = rows_from(frame, at)
         if rows <= 0:
             return
         parts = (rows + TILE_ROWS - 1) // TILE_ROWS
