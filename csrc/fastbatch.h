@@ -147,7 +147,7 @@ typedef struct fb_kernels {
     /* a = activation(z), and dz *= slope(saved) */
     void (*activate)(int activation, int64_t rows, int64_t width, const void *z, int64_t z_ld, void *a, int64_t a_ld);
     void (*slope)(int activation, int64_t rows, int64_t width, const void *saved, void *dz, int64_t ld);
-    /* Columns [begin, end) of dx (B, I) = dz w^T. 2B(end - begin)O flops. */
+    /* Columns [begin, end) of dx (B, I) = dz w^T. 2B(end - begin)O flops. Layers of up to 4 inputs may be made whole. */
     void (*dense_backward_rows)(int64_t rows, int64_t inputs, int64_t outputs, const void *dz, int64_t dz_ld,
                                 const void *w, int64_t begin, int64_t end, void *dx, int64_t dx_ld);
     /* Rows [begin, end) of dw = x^T dz, row I being db = the column sums of dz; with `add` on top of what is there.
@@ -179,7 +179,8 @@ typedef struct fb_kernels {
     /* x += std * Gaussian noise; rows are first_row .. of the logical batch */
     void (*noise)(int64_t rows, int64_t width, void *x, int64_t ld, uint64_t seed, uint32_t update, int64_t first_row,
                   double std);
-    /* da (B, O) = gradient of the loss sum; row_loss[r] = weight[r] * loss of row r. y is (B, O), weight is a factor. */
+    /* da (B, O) = gradient of the loss sum; row_loss[r] = weight[r] * loss of row r. y is (B, O), weight is a factor.
+     * Padding of da's last row may become zero. */
     void (*loss)(const fb_loss *loss, int64_t rows, int64_t outputs, const void *a, int64_t a_ld, const void *y,
                  int64_t y_ld, const double *weight, void *da, int64_t da_ld, double *row_loss);
     void (*update)(int rule, const double *constants, double scale, fb_slice slice);

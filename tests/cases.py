@@ -26,7 +26,8 @@ DTYPES = checks.DTYPES
 SHORT = {"float32": "f32", "float64": "f64"}
 PRIMES = (2, 5, 7, 11, 13, 31)
 # (B, I, O) beyond every block of the kernels: rows, depth, columns, strips, panels copied and turned, their memory
-BLOCKS = ((300, 401, 210), (1100, 130, 61), (40, 701, 531), (70, 1100, 3), (257, 64, 64), (3, 33800, 4))
+BLOCKS = ((300, 401, 210), (1100, 130, 61), (40, 701, 531), (70, 1100, 3), (257, 64, 64), (9, 2, 200))
+BLOCKS += ((3, 33792, 4), (3, 33793, 4))
 
 
 def _subjects() -> dict[str, object]:

@@ -213,31 +213,41 @@ ROW_SIZES = (
     (16, 32, 1), (1, 1), (5, 3), (7, 64, 33, 4), (70, 17, 5),
     (2, 2, 2), (1, 1, 1, 1, 2), (3, 16, 1), (40, 3), (90, 1, 4), (2, 3, 15, 2),
 )  # fmt: skip
-ROW_SETTINGS = [("tanh", fb.Adam, 0.3), ("gelu", fb.Adam, None), ("silu", fb.SGD, None)]
+# the last: products that are flushed to zero, added to -0
+ROW_SETTINGS = [
+    ("tanh", fb.Adam, 0.3, 1),
+    ("gelu", fb.Adam, None, 1),
+    ("silu", fb.SGD, None, 1),
+    ("relu", fb.SGD, None, 1e-25),
+]
 
 
 @pytest.mark.parametrize("subject", FUSED)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sizes", ROW_SIZES, ids=str)
-@pytest.mark.parametrize(("activation", "optimizer", "clip"), ROW_SETTINGS)
-def test_a_row_alone_is_a_batch_of_one(subject, dtype, sizes, activation, optimizer, clip):
+@pytest.mark.parametrize(("activation", "optimizer", "clip", "size"), ROW_SETTINGS)
+def test_a_row_alone_is_a_batch_of_one(subject, dtype, sizes, activation, optimizer, clip, size):
     """Steps of one row take a shorter way, which a first stage without weights bars; not a bit differs."""
     inputs, *widths = sizes
     layers = [fb.Dense(width, activation if width != widths[-1] else "identity") for width in widths]
     layers[0] = replace(layers[0], bias=False)
     loss = fb.losses.MSE() if widths[-1] < 4 else fb.losses.CrossEntropy(weight=np.linspace(0.5, 2, widths[-1]))
     rng = rng_of(f"{sizes} {activation}")
-    x = rng.standard_normal((9, inputs)).astype(dtype)
+    x = (size * rng.standard_normal((9, inputs))).astype(dtype)
     y = targets(loss, 9, widths[-1], dtype, rng, True)
     weight = rng.choice([0.0, 0.5, 3.0], 9)
+    if size != 1:
+        y, weight = y if y.ndim == 1 else (size * y).astype(dtype), np.ones(9)
     ran = []
     for first in ([], [fb.Activation("identity")]):
         made = fb.Sequential([*first, *layers], input_size=inputs, seed=3, dtype=dtype)
+        if size != 1:
+            made.parameters[:] *= np.where(rng_of("kept").random(made.num_parameters) < 0.3, size, -0.0)
         plan = make_plan(made, loss, optimizer(lr=LR), clip_value=clip)
         slots = np.zeros((2, made.num_parameters), dtype)
         state = State(made.parameters, slots, np.zeros(1, np.int64), 1, made.buffers)
         program = program_of(subject, plan, state)
-        feed = Feed(x, y, weight, order=rng_of("order").permutation(9), batch=1, noise=0.1)
+        feed = Feed(x, y, weight, order=rng_of("order").permutation(9), batch=1, noise=0.1 if size == 1 else 0)
         feed.outputs = np.full((9, widths[-1]), np.nan, dtype)
         sums = Sums()
         assert program.run(feed, 0, 9, LRS[:9], FOREVER, sums) == 9
