@@ -20,10 +20,14 @@ static void accumulate_all(void *context, int t, int threads)
     const crew c = {rows, t, threads};
     for (int64_t chunk = 0; chunk < rows; chunk += pass_rows(f, rows)) {
         const range mine = pass_share(f, rows, chunk, t, threads);
-        fb_rows_forward(f, f->arena, 0, mine, c, update);
-        fb_rows_loss(f, 0, mine, 1);
-        fb_rows_backward(f, 0, mine, c, update);
-        if (f->samples) fb_rows_per_sample(f, mine);
+        range pass = {mine.begin, mine.begin};
+        do {
+            pass = pass_from(f, mine, pass.end);
+            fb_rows_forward(f, f->arena, 0, pass, c, update);
+            fb_rows_loss(f, 0, pass, 1);
+            fb_rows_backward(f, 0, pass, c, update);
+            if (f->samples) fb_rows_per_sample(f, pass);
+        } while (pass.end < mine.end);
     }
     fb_wait_for_all(threads);
     if (f->gradient) fb_sum_gradient(f, 0, rows, 1, f->gradient, t, threads);

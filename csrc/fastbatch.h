@@ -50,8 +50,9 @@ enum { PHILOX_DROPOUT = 1, PHILOX_SHUFFLE = 2, PHILOX_NOISE = 4 };
 #define FB_BLOCK_COLUMNS 512
 #define FB_BLOCK_DEPTH 336
 
-/* The gradient of a small network is summed from parts of the batch, so many at a time (gradient.c). */
-#define FB_PARTS 8
+/* The gradient of a small network is summed from parts of the batch, so many at a time (gradient.c), between barriers:
+ * 4-32-16-1 of 2048 rows on two threads 85 us with 8, 72 with 32, 68 with 128. */
+#define FB_PARTS 32
 #define FB_PART_ROWS 32
 
 /* Operands on their way into the caches: the calling thread's own memory, aligned to 64 bytes, allocated on first use, as

@@ -97,6 +97,15 @@ static inline range pass_share(const frame *f, int64_t rows, int64_t chunk, int 
     return f->coupled ? share(rows, FB_PART_ROWS, t, threads) : chunk_share(f, rows, chunk, t, threads);
 }
 
+/* The next rows of such a share from `begin` on: of a small network few enough that what a stage leaves is in a near cache
+ * when the next reads it. Barriers inside are met once by every thread, rows or none. */
+#define PASS_ROWS 128
+static inline range pass_from(const frame *f, range mine, int64_t begin)
+{
+    const int whole = f->coupled || !in_parts(f->net) || mine.end - begin <= PASS_ROWS;
+    return (range){begin, whole ? mine.end : begin + PASS_ROWS};
+}
+
 static inline range columns_of(const fb_stage *s, int t, int threads) { return share(s->outputs, 16, t, threads); }
 
 /* Rows [at.begin, at.end) of the batch and the group they belong to: as many of the rows as belong to one group. */

@@ -22,11 +22,15 @@ static void prepare_rows(const frame *f, int64_t base, int64_t rows, double unit
     const crew c = {rows, t, threads};
     for (int64_t chunk = 0; chunk < rows; chunk += pass_rows(f, rows)) {
         const range mine = pass_share(f, rows, chunk, t, threads);
-        fb_rows_forward(f, f->arena, base, mine, c, update);
-        fb_rows_loss(f, base, mine, unit);
-        fb_rows_backward(f, base, mine, c, update);
-        own->loss_bad |= !fb_rows_are_finite(f, mine);
-        if (bounded) own->bound = fb_rows_bound(f, base, mine, rows);
+        range pass = {mine.begin, mine.begin};
+        do {
+            pass = pass_from(f, mine, pass.end);
+            fb_rows_forward(f, f->arena, base, pass, c, update);
+            fb_rows_loss(f, base, pass, unit);
+            fb_rows_backward(f, base, pass, c, update);
+            own->loss_bad |= !fb_rows_are_finite(f, pass);
+            if (bounded) own->bound = fb_rows_bound(f, base, pass, rows);
+        } while (pass.end < mine.end);
     }
 }
 
