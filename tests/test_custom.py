@@ -95,6 +95,21 @@ def test_wide_and_single_outputs(backend):
 
 
 @backends
+@dtypes
+@pytest.mark.parametrize("widths", [(1, 1), (2, 2), (40, 3), (17, 1)], ids=str)
+def test_a_row_alone(backend, dtype, widths):
+    """Steps of one row take a shorter way, which a first stage without weights bars; not a bit differs."""
+    layers = [layer for width in widths for layer in (fb.Dense(width), fb.Activation("own_silu"))]
+    found = []
+    for first in ([], [fb.Activation("identity")]):
+        model = fb.Sequential([*first, *layers], input_size=7, seed=3, dtype=dtype)
+        trainer = fb.Trainer(model, "own_huber", own_adam(lr=0.01), backend=backend)
+        history = trainer.fit(X[:40].astype(dtype), Y[:40, : widths[-1]].astype(dtype), batch_size=1, epochs=2)
+        found.append((model.parameters.tobytes(), history["loss"]))
+    assert found[0] == found[1]
+
+
+@backends
 def test_with_a_norm_dropout_clipping_and_weights(backend):
     found = []
     for activation, loss, optimizer in (("silu", "huber", fb.Adam(0.01)), ("own_silu", "own_huber", own_adam(0.01))):
