@@ -50,7 +50,8 @@ test-all:  ## all tests, the exhaustive ones with them
 	$(PYTHON) -m pytest -m ""
 
 CUDA_TESTS = $(wildcard tests/test_cuda_*.py)
-SIMULATED = $(patsubst tests/test_%.py,simulated-%,$(filter-out %_gpu.py,$(CUDA_TESTS)))
+# the longest first
+SIMULATED = $(patsubst tests/test_%.py,simulated-%,tests/test_cuda_tensor.py $(filter-out %_gpu.py %_tensor.py,$(CUDA_TESTS)))
 test-simulated: $(SIMULATED)  ## kernels of the cuda backend in numba-cuda's simulator, -j2 halves it; needs fastbatch[cuda], no GPU
 $(SIMULATED): simulated-%:
 	NUMBA_ENABLE_CUDASIM=1 $(PYTHON) -m pytest tests/test_$*.py $(ARGS)

@@ -20,7 +20,6 @@ import test_program
 from cases import DenseCase, dense_cases, few_nets, net_cases, parametrize
 from helpers import difference, make_data, make_trainer
 from simulator import steady
-from tiers import thin
 
 import fastbatch as fb
 import fastbatch.plan as stage_module
@@ -107,13 +106,11 @@ def recorded(monkeypatch) -> set[str]:
     return used
 
 
-@thin(1)
 @parametrize(few(NETS, 1, "loss"))
 def test_gradient(case, split):
     oracle.check_gradient(case)
 
 
-@thin(1)
 @parametrize(few(NETS, 1, "optimizer"))
 def test_run_is_the_composition(case, split, monkeypatch):
     monkeypatch.setattr(test_program, "STEPS", 2)
@@ -237,7 +234,6 @@ def wide_nets(monkeypatch):
     )
 
 
-@thin(1)
 @parametrize(BF16_CASES)
 def test_bf16_is_near_float32(case, in_bf16, wide_nets):
     """Every activation, loss and optimizer, one step: as far from the reference as rounding operands takes it."""
